@@ -1,0 +1,129 @@
+"""The parts around the library agree with each other: requirements, book, notebooks, profiles, Makefile."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.y*ml"))
+PARAMETER = re.compile(r"(?P<name>\w+): (?P<type>[\w\[\], |]+) = (?P<value>[^#=]+?)  # (?P<help>\S.*)")
+EXEMPT_COMMENT = re.compile(r"^\s*#\s*NBVAL_(IGNORE_OUTPUT|SKIP)\b", re.MULTILINE)
+EXEMPT_TAGS = {"nbval-ignore-output", "nbval-skip"}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def load(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def toc_files():
+    toc = load("_toc.yml")
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and c.source.strip()]
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def parameter_lines(path):
+    """The lines of the one cell tagged ``parameters``."""
+    cells = [c for c in code_cells(path) if "parameters" in tags(c)]
+    assert len(cells) == 1, f"{path.name} has {len(cells)} cells tagged 'parameters'"
+    return [line for line in cells[0].source.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def parameters(path):
+    """Name -> name of the type."""
+    found = [PARAMETER.fullmatch(line) for line in parameter_lines(path)]
+    return {match["name"]: match["type"] for match in found if match}
+
+
+def test_conda_environment_has_the_requirements_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    [pip] = [entry["pip"] for entry in load("environment.yml")["dependencies"] if isinstance(entry, dict)]
+    assert pip == [*project["dependencies"], *extras["book"], *extras["test"]]
+    assert "python" + project["requires-python"] in load("environment.yml")["dependencies"]
+
+
+def test_public_address_stands_in_one_place():
+    spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    address = load("_config.yml")["repository"]["url"].removeprefix("https://github.com/").encode()
+    assert [str(f) for f in build.project_files() if address in (ROOT / f).read_bytes()] == ["_config.yml"]
+
+
+def test_every_page_exists_and_every_notebook_is_a_page():
+    files = toc_files()
+    missing = [f for f in files if not any((ROOT / f"{f}{suffix}").is_file() for suffix in (".md", ".ipynb"))]
+    assert not missing
+    assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} == {f for f in files if f.startswith("notebooks/")}
+
+
+def test_mathjax_comes_with_the_book():
+    config = load("_config.yml")["sphinx"]["config"]
+    assert (ROOT / config["html_static_path"][0] / config["mathjax_path"]).is_file()
+
+
+def test_help_lists_every_target():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^  make (\w+) ", shown, re.MULTILINE) == targets
+
+
+@each_notebook
+def test_every_code_cell_was_executed(path):
+    # nbval compares nothing where a cell has neither an execution count nor outputs.
+    assert not [c.source for c in code_cells(path) if c.execution_count is None]
+
+
+@each_notebook
+def test_at_most_a_third_of_the_cells_escapes_the_comparison(path):
+    cells = code_cells(path)
+    exempt = [c for c in cells if EXEMPT_COMMENT.search(c.source) or tags(c) & EXEMPT_TAGS]
+    assert 3 * len(exempt) <= len(cells)
+
+
+@each_notebook
+def test_every_parameter_has_type_default_and_help(path):
+    lines = parameter_lines(path)
+    assert lines
+    assert not [line for line in lines if not PARAMETER.fullmatch(line)]
+
+
+@each_notebook
+def test_every_image_has_an_alternative_text(path):
+    for cell in code_cells(path):
+        if any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})):
+            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            assert alt.strip(), f"no mystnb.image.alt for the image of:\n{cell.source}"
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("number", ["03", "04"])
+def test_profiles_set_known_parameters_to_values_of_their_type(profile, number):
+    [notebook] = [path for path in NOTEBOOKS if path.name.startswith(number)]
+    known = parameters(notebook)
+    values = yaml.safe_load(profile.read_text()) or {}
+    assert not set(values) - set(known)
+    # YAML reads 1e-4 as text and papermill would pass it on as such; 1.0e-4 is a number.
+    accepted = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
+    wrong = {name: value for name, value in values.items() if known[name] in accepted
+             and (not isinstance(value, accepted[known[name]]) or isinstance(value, bool) != (known[name] == "bool"))}
+    assert not wrong

@@ -1,0 +1,66 @@
+"""One-line errors for wrong input, raised before any work starts."""
+
+from __future__ import annotations
+
+import torch
+
+
+def spatial_rank(image: torch.Tensor, name: str = "image") -> int:
+    """Number of spatial dimensions of a ``(B, C, *S)`` tensor; ValueError unless 2 or 3."""
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(image).__name__}")
+    rank = image.dim() - 2
+    if rank not in (2, 3):
+        raise ValueError(
+            f"{name}: expected shape (batch, channel, *space) with 2 or 3 spatial axes, got {tuple(image.shape)}"
+        )
+    return rank
+
+
+def check_field(field: torch.Tensor, name: str = "displacement") -> int:
+    """Check a ``(B, D, *S)`` vector field and give its D."""
+    rank = spatial_rank(field, name)
+    if field.shape[1] != rank:
+        raise ValueError(f"{name}: {rank}D space needs {rank} components, got shape {tuple(field.shape)}")
+    if not field.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {field.dtype}")
+    return rank
+
+
+def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None) -> int:
+    """Check two images for registration: same shape, one channel, float, finite; give their D."""
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        rank = spatial_rank(image, name)
+        if dim is not None and rank != dim:
+            raise ValueError(f"{name}: this {dim}D model needs (batch, 1, *space) with {dim} spatial axes, "
+                             f"got shape {tuple(image.shape)}")
+        if image.shape[1] != 1:
+            raise ValueError(f"{name}: expected one channel (batch, 1, *space), got shape {tuple(image.shape)}")
+        if not image.is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point image in [0, 1], got {image.dtype}")
+        if not torch.isfinite(image).all():
+            raise ValueError(f"{name}: has NaN or infinite values; expected finite intensities in [0, 1]")
+    if moving.shape != fixed.shape:
+        raise ValueError(f"moving {tuple(moving.shape)} and fixed {tuple(fixed.shape)} must have the same shape")
+    return rank
+
+
+def check_labels(labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels") -> int:
+    """Check a ``(B, 1, *S)`` integer label map (same space as ``like`` if given); give its D."""
+    rank = spatial_rank(labels, name)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integers (0 is background), got {labels.dtype}")
+    if labels.shape[1] != 1:
+        raise ValueError(f"{name}: expected (batch, 1, *space), got shape {tuple(labels.shape)}")
+    if int(labels.min()) < 0:
+        raise ValueError(f"{name}: expected values >= 0, got {int(labels.min())}")
+    if like is not None and labels.shape[2:] != like.shape[2:]:
+        raise ValueError(f"{name}: space {tuple(labels.shape[2:])} differs from {tuple(like.shape[2:])}")
+    return rank
+
+
+def one_of(value: str, known, what: str) -> str:
+    """Return ``value`` if it is among ``known``; otherwise a ValueError that lists what is known."""
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}; known: {', '.join(sorted(known))}")
+    return value

@@ -1,0 +1,103 @@
+"""The ``tvf`` command."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import tyro
+from tyro.extras import SubcommandApp
+
+from . import checkpoints
+from . import evaluate as evaluation
+from . import profiles, train as training
+from .methods import METHODS, Model, NetworkConfig
+from .paths import RESULTS, runs
+
+app = SubcommandApp()
+DEMO_PROFILES = ("demo_faces", "demo_brains")
+
+
+@app.command
+def methods() -> None:
+    """List the methods: field they predict, inverse, parameters of the demo network, source."""
+    print(f"{'name':14} {'title':20} {'field':22} {'inverse':26} {'2D':>9} {'3D':>9}  source")
+    for name, m in METHODS.items():
+        counts = ["-", "-"]
+        if m.build:
+            networks = [Model(NetworkConfig(name, dim)).network for dim in (2, 3)]
+            counts = [f"{sum(p.numel() for p in n.parameters()):,}" for n in networks]
+        print(f"{name:14} {m.title:20} {m.field:22} {m.inverse:26} {counts[0]:>9} {counts[1]:>9}  {m.source}")
+
+
+@app.command
+def train(method: str, profile: str, steps: int = 0, seed: int = 0, out: Path | None = None) -> None:
+    """Train a method; continues by itself if it was stopped.
+
+    Args:
+        method: one of `tvf methods`.
+        profile: a name in notebooks/profiles, or the path of a YAML file.
+        steps: optimiser steps; 0 takes the profile's.
+        seed: of weights, pair order and stochastic depth.
+        out: folder for weights, history and card; default runs/<data>/<method>.
+    """
+    card = training.train(method, profiles.read(profile), steps=steps or None, seed=seed, out=out)
+    best = card["validation"]
+    print(f"{card['weights']}: validation {best['metric']} {best['score']:.4f} in {card['seconds']:.0f} s")
+
+
+@app.command
+def evaluate(method: str, data: str, weights: Path | None = None, split: str = "test", limit: int = 0,
+             out: Path | None = None) -> None:
+    """Score a method on a data set: a row per pair (CSV) and a summary (JSON).
+
+    Args:
+        method: one of `tvf methods`.
+        data: demo_faces or demo_brains.
+        weights: a .safetensors file; default the shipped one.
+        split: train, val or test.
+        limit: evaluate only so many pairs; 0 is all.
+        out: results folder; default runs/results.
+    """
+    _print_summary(evaluation.evaluate(method, data, weights=weights, split=split, limit=limit, out=out))
+
+
+@app.command(name="train-all")
+def train_all() -> None:
+    """Retrain every shipped network (runs/), put the weights into book/weights, evaluate into book/results."""
+    for name in DEMO_PROFILES:
+        profile = profiles.read(name)
+        for method in [m for m, entry in METHODS.items() if entry.build]:
+            out = runs() / profile.data / method
+            if not (out / "weights.safetensors").exists():
+                training.train(method, profile, out=out)
+            target = checkpoints.shipped(method, profile.data)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for suffix in (".safetensors", ".json"):
+                shutil.copyfile((out / "weights").with_suffix(suffix), target.with_suffix(suffix))
+    evaluate_all()
+
+
+@app.command(name="evaluate-all")
+def evaluate_all() -> None:
+    """Evaluate every shipped network on its test split into book/results."""
+    for name in DEMO_PROFILES:
+        for method in METHODS:
+            _print_summary(evaluation.evaluate(method, profiles.read(name).data, out=RESULTS))
+
+
+def _print_summary(summary: dict) -> None:
+    values = [f"{m} {summary['summary'][m]['mean']:.4f}" for m in evaluation.METRICS if m in summary["summary"]]
+    print(f"{summary['dataset']} {summary['title']} ({summary['n_pairs']} pairs): " + ", ".join(values))
+
+
+def main() -> None:
+    """Entry point: a wrong input ends with one line, not a traceback."""
+    try:
+        app.cli(prog="tvf", description="Diffeomorphic image registration with time-varying velocity fields.",
+                config=(tyro.conf.OmitArgPrefixes,))
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+        sys.exit(f"tvf: {error}")
+    except KeyboardInterrupt:
+        sys.exit("tvf: stopped; the same command continues where the last saved state was")

@@ -1,0 +1,5 @@
+"""Image pairs for training and evaluation; ``load("demo_faces", "test")`` is the way in."""
+
+from .pairs import DATASETS, PairData, load
+
+__all__ = ["DATASETS", "PairData", "load"]

@@ -1,0 +1,142 @@
+"""Pairs of images as every method sees them, and the registry of data sets.
+
+A data set is a stack of images (with label maps where it has them) and, for each split, a list of
+ordered (moving, fixed) index pairs. The lists are the same for every method.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import fields, integrate
+from ..checks import one_of
+from ..paths import cache, sha256, write_then_rename
+from . import demo_brains, demo_faces
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class PairData:
+    """One split of a data set.
+
+    Attributes
+    ----------
+    images : (n, *S) uint8, 255 is intensity 1.
+    labels : (n, *S) uint8 or None.
+    pairs : ordered (moving, fixed) indices into ``images``.
+    names : name of each image.
+    label_names : label number -> structure, without background.
+    """
+
+    name: str
+    split: str
+    images: np.ndarray
+    pairs: list[tuple[int, int]]
+    names: list[str]
+    labels: np.ndarray | None = None
+    label_names: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        return self.images.ndim - 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape[1:]
+
+    @property
+    def classes(self) -> int:
+        """Number of label classes including background; 0 without labels."""
+        return max(self.label_names) + 1 if self.label_names else 0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def pair_name(self, k: int) -> str:
+        moving, fixed = self.pairs[k]
+        return f"{self.names[moving]}->{self.names[fixed]}"
+
+    def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
+        """Pair k: ``moving``, ``fixed`` (1, *S) float in [0, 1], and their labels (1, *S) if there are any."""
+        return self.take(*self.pairs[k])
+
+    def take(self, moving: int, fixed: int) -> dict[str, torch.Tensor]:
+        """Any two images as a pair."""
+        item = {}
+        for role, index in (("moving", moving), ("fixed", fixed)):
+            item[role] = torch.from_numpy(self.images[index]).float()[None] / 255
+            if self.labels is not None:
+                item[f"{role}_labels"] = torch.from_numpy(self.labels[index]).long()[None]
+        return item
+
+    def batch(self, ks) -> dict[str, torch.Tensor]:
+        """Several pairs stacked along a batch axis."""
+        items = [self[k] for k in ks]
+        return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def load(name: str, split: str, size: int | None = None, progress: bool = False) -> PairData:
+    """One split of a data set by name.
+
+    Parameters
+    ----------
+    name : see ``DATASETS``.
+    split : ``train``, ``val`` or ``test``; no subject is in two of them.
+    size : edge in pixels, for data sets that come in several sizes.
+    progress : show a bar while embedded data are generated (the first time only).
+    """
+    one_of(name, DATASETS, "data set")
+    one_of(split, SPLITS, "split")
+    return DATASETS[name](split, size, progress)
+
+
+def _demo_faces(split: str, size: int | None, progress: bool) -> PairData:
+    """53/7/7 subjects; every ordered pair of different expressions of one subject (the paper's protocol)."""
+    size = size or 128
+    images = _cached(f"demo_faces_{size}", [demo_faces.__file__],
+                     lambda: {"images": demo_faces.render_all(size, progress)})["images"]
+    subjects = {"train": range(53), "val": range(53, 60), "test": range(60, 67)}[split]
+    expressions = len(demo_faces.EXPRESSIONS)
+    pairs = [(s * expressions + a, s * expressions + b)
+             for s in subjects for a, b in itertools.permutations(range(expressions), 2)]
+    names = [f"s{s:02d}_{e}" for s in range(demo_faces.N_SUBJECTS) for e in demo_faces.EXPRESSIONS]
+    return PairData("demo_faces", split, images.reshape(-1, size, size), pairs, names)
+
+
+def _demo_brains(split: str, size: int | None, progress: bool) -> PairData:
+    """38/4/8 subjects; training on all ordered pairs, validation and test on neighbours, both directions."""
+    if size is not None:
+        raise ValueError(f"demo_brains: comes in one size, {demo_brains.SHAPE}; got size={size}")
+
+    def make():
+        images, labels = demo_brains.make_all(progress)
+        return {"images": images, "labels": labels}
+
+    arrays = _cached("demo_brains", [demo_brains.__file__, integrate.__file__, fields.__file__], make)
+    subjects = {"train": range(38), "val": range(38, 42), "test": range(42, 50)}[split]
+    if split == "train":
+        pairs = list(itertools.permutations(subjects, 2))
+    else:
+        pairs = [p for s in subjects[:-1] for p in ((s, s + 1), (s + 1, s))]
+    names = [f"b{s:02d}" for s in range(demo_brains.N_SUBJECTS)]
+    return PairData("demo_brains", split, arrays["images"], pairs, names, arrays["labels"], demo_brains.LABELS)
+
+
+def _cached(name: str, sources: list[str], make) -> dict[str, np.ndarray]:
+    """Arrays from the cache, made once per state of the code that makes them."""
+    path = cache() / f"{name}_{sha256(*map(Path, sources))[:12]}.npz"
+    if not path.exists():
+        arrays = make()
+        with write_then_rename(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+    with np.load(path, allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+DATASETS = {"demo_faces": _demo_faces, "demo_brains": _demo_brains}

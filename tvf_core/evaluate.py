@@ -1,0 +1,115 @@
+"""Evaluate a method on a data set: one row per pair, then a summary with its run card."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import checkpoints, fields, metrics
+from .card import code_hash, run_card
+from .checks import one_of
+from .data import PairData, load
+from .methods import METHODS, Model, NetworkConfig
+from .paths import runs, sha256, write_json, write_then_rename
+
+METRICS = {  # metric -> unit, as printed
+    "dice": "mean over labels, 0 to 1",
+    "ssim": "Wang 2004, 0 to 1",
+    "sdlogj": "Learn2Reg's",
+    "folding_percent": "% of voxels with det J <= 0",
+    "inverse_error": "mean |phi^-1(phi(x)) - x| in voxels",
+}
+
+
+def score(model: Model, data: PairData, k: int, device="cpu", wanted=tuple(METRICS)) -> dict[str, float]:
+    """Register pair ``k`` and compute metrics; ``dice`` comes with one entry per label."""
+    pair = {name: value[None].to(device) for name, value in data[k].items()}
+    start = time.perf_counter()
+    result = model.register(pair["moving"], pair["fixed"])
+    row = {"seconds": time.perf_counter() - start}
+    u = result.displacement.cpu()
+    if "dice" in wanted and data.classes:
+        moving, fixed = pair["moving_labels"].cpu(), pair["fixed_labels"].cpu()
+        per_label = metrics.dice(fields.warp_labels(moving, u), fixed, moving, list(data.label_names))
+        row["dice"] = float(np.nanmean(per_label))
+        row |= {f"dice/{name}": float(d) for name, d in zip(data.label_names.values(), per_label)}
+    if "ssim" in wanted:
+        row["ssim"] = metrics.ssim(result.warped.cpu(), pair["fixed"].cpu())
+    if "sdlogj" in wanted:
+        row["sdlogj"] = metrics.sdlogj(u)
+    if "folding_percent" in wanted:
+        row["folding_percent"] = metrics.folding_percent(u)
+    if "inverse_error" in wanted:
+        row["inverse_error"] = float(fields.inverse_consistency_error(u, result.inverse().cpu()).mean())
+    return row
+
+
+def evaluate(method: str, data: str, *, weights: Path | None = None, split: str = "test", limit: int = 0,
+             image_size: int = 0, out: Path | None = None, progress: bool = True) -> dict:
+    """Score a method on a split and write ``<out>/<data>/<method>.csv`` (rows) and ``.json`` (summary).
+
+    Parameters
+    ----------
+    method, data : names.
+    weights : default the shipped ones for this method and data set.
+    limit : evaluate only this many pairs, evenly spread; 0 is all.
+    image_size : edge of the images where the data set has several; 0 is its own.
+    out : default ``runs/results``. A summary there is returned as it is if it was made by the same
+        code, weights and settings.
+
+    Returns
+    -------
+    The summary: mean and standard deviation over pairs (ddof 0) of every metric, and the run card.
+    """
+    entry = METHODS[one_of(method, METHODS, "method")]
+    pairs = load(data, split, image_size or None, progress)
+    weights = Path(weights) if weights else checkpoints.shipped(method, data)
+    if entry.build is None:
+        model = Model(NetworkConfig(method, pairs.dim))
+    else:
+        model = checkpoints.load(weights)
+        if (model.config.method, model.config.dim) != (method, pairs.dim):
+            raise ValueError(f"{weights.name} holds {model.config.method} in {model.config.dim}D; "
+                             f"{data} needs {method} in {pairs.dim}D")
+    settings = {"method": method, "data": data, "split": split, "shape": list(pairs.shape), "limit": limit,
+                "weights": sha256(weights)[:16] if entry.build else None}
+    folder = (Path(out) if out else runs() / "results") / data
+    summary_file, rows_file = folder / f"{method}.json", folder / f"{method}.csv"
+    if summary_file.exists():
+        known = json.loads(summary_file.read_text())
+        if known["card"]["settings"] == settings and known["card"]["code"] == code_hash():
+            return known
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if model.network is not None:
+        model.network.to(device)
+    chosen = np.linspace(0, len(pairs) - 1, min(limit or len(pairs), len(pairs))).round().astype(int)
+    start, rows = time.time(), []
+    for k in tqdm(chosen, desc=f"{entry.title} on {data}", disable=not progress, mininterval=1.0):
+        rows.append({"pair": pairs.pair_name(k), **score(model, pairs, int(k), device)})
+    numbers = [key for key in rows[0] if key not in ("pair", "seconds")]
+    summary = {
+        "dataset": data, "method": method, "title": entry.title, "split": split, "n_pairs": len(rows),
+        "summary": {m: {"mean": float(np.nanmean([r[m] for r in rows])), "std": float(np.nanstd([r[m] for r in rows]))}
+                    for m in numbers},
+        "seconds_per_pair": round(float(np.median([r["seconds"] for r in rows])), 4),
+        "card": run_card(settings, time.time() - start, device),
+    }
+    with write_then_rename(rows_file) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(summary_file, summary)
+    return summary
+
+
+def read_results(folder: Path, data: str) -> dict[str, dict]:
+    """Summaries of a data set that lie in a results folder, method -> summary, in the order of the table."""
+    found = {m: Path(folder) / data / f"{m}.json" for m in METHODS}
+    return {m: json.loads(path.read_text()) for m, path in found.items() if path.is_file()}

@@ -1,0 +1,175 @@
+"""Displacement fields as pure functions: grid, warp, compose, resize, Jacobian, inversion.
+
+A map phi = Id + u is stored as its displacement u, ``(B, D, *S)`` in voxels of its own grid,
+component d along axis d. 2D and 3D share every line. Fields are float32 or float64: half
+precision cannot address voxels, so lower precisions are raised to float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .checks import check_field, spatial_rank
+
+MODES = {"linear": "bilinear", "nearest": "nearest"}  # grid_sample calls trilinear "bilinear" too
+
+
+def identity_grid(shape, device=None, dtype=torch.float32) -> torch.Tensor:
+    """Voxel coordinates of a grid, ``(1, D, *shape)``: component d counts along axis d."""
+    axes = [torch.arange(s, device=device, dtype=dtype) for s in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+def sample(image: torch.Tensor, points: torch.Tensor, mode: str = "linear", padding: str = "zeros") -> torch.Tensor:
+    """Values of an image at arbitrary voxel coordinates.
+
+    Parameters
+    ----------
+    image : (B, C, *S) float
+    points : (B, D, *P) voxel coordinates on the image's grid; ``P`` is any D-dimensional shape.
+    mode : ``linear`` or ``nearest``.
+    padding : ``zeros`` outside the image (images, labels) or ``border`` (fields: a field that drops
+        to zero outside would tear the map at the edge).
+
+    Returns
+    -------
+    (B, C, *P), in the wider of the image's type and float32.
+
+    Notes
+    -----
+    The only place that knows the sampler's normalised coordinates. They are those of
+    ``align_corners=True``: -1 and 1 are the centres of the first and last voxel, so that a zero
+    displacement is the identity for odd and even sizes.
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    # Differences to the centre first: 2x/(s-1) - 1 would lose the last bits of large coordinates.
+    half = [(s - 1) / 2 for s in image.shape[2:]]
+    normalised = [(points[:, d].to(dtype) - h) / max(h, 0.5) for d, h in enumerate(half)]
+    grid = torch.stack(normalised[::-1], dim=-1)  # the sampler wants the last axis first
+    if grid.shape[0] != image.shape[0]:
+        grid = grid.expand(image.shape[0], *grid.shape[1:])
+    return F.grid_sample(image.to(dtype), grid, mode=MODES[mode], padding_mode=padding, align_corners=True)
+
+
+def warp(image: torch.Tensor, displacement: torch.Tensor, mode: str = "linear", padding: str = "zeros") -> torch.Tensor:
+    """Pull an image back by a displacement: ``out(x) = image(x + u(x))``.
+
+    Parameters
+    ----------
+    image : (B, C, *S) float. For integer label maps use :func:`warp_labels`.
+    displacement : (B, D, *S) voxels, on the grid of the result.
+
+    Returns
+    -------
+    (B, C, *S)
+
+    Examples
+    --------
+    >>> import torch
+    >>> image = torch.rand(1, 1, 5, 6)
+    >>> shift = torch.zeros(1, 2, 5, 6); shift[:, 1] = 1.0          # look one voxel along axis 1
+    >>> torch.allclose(warp(image, shift)[..., :-1], image[..., 1:])
+    True
+    """
+    rank = check_field(displacement)
+    if spatial_rank(image) != rank or image.shape[2:] != displacement.shape[2:]:
+        raise ValueError(f"image {tuple(image.shape)} and displacement {tuple(displacement.shape)} differ in space")
+    grid = identity_grid(displacement.shape[2:], displacement.device, _at_least_float32(displacement))
+    return sample(image, grid + displacement, mode, padding)
+
+
+def warp_labels(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+    """Pull an integer label map ``(B, 1, *S)`` back by nearest neighbour; outside becomes 0."""
+    return warp(labels.to(torch.float32), displacement, "nearest", "zeros").to(labels.dtype)
+
+
+def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """Displacement of ``(Id + outer) o (Id + inner)``, i.e. ``inner(x) + outer(x + inner(x))``.
+
+    Warping by the result equals warping the image by ``outer`` first and that result by ``inner``,
+    without resampling the image twice.
+    """
+    return inner + warp(outer, inner, padding="border")
+
+
+def resize(displacement: torch.Tensor, shape) -> torch.Tensor:
+    """Bring a field to another grid over the same field of view; values become voxels of that grid.
+
+    Linear interpolation between voxel centres (``align_corners=False``), which is the geometry of
+    2 x 2 average pooling; a factor of 2 in size doubles the values.
+    """
+    rank = check_field(displacement)
+    shape = tuple(int(s) for s in shape)
+    if shape == tuple(displacement.shape[2:]):
+        return displacement
+    mode = "bilinear" if rank == 2 else "trilinear"
+    out = F.interpolate(displacement, size=shape, mode=mode, align_corners=False)
+    scale = [new / old for new, old in zip(shape, displacement.shape[2:])]
+    return out * out.new_tensor(scale).view(1, -1, *[1] * rank)
+
+
+def halve(image: torch.Tensor) -> torch.Tensor:
+    """Image at half resolution, ``ceil(S / 2)``, by 2 x 2 (x 2) averages; an odd last voxel stays alone."""
+    pool = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
+    return pool(image, 2, ceil_mode=True)
+
+
+def double(displacement: torch.Tensor, shape) -> torch.Tensor:
+    """Field of a :func:`halve`-d grid on the full grid ``shape``: exactly twice as fine, values doubled."""
+    fine = resize(displacement, [2 * s for s in displacement.shape[2:]])
+    return fine[(..., *[slice(0, int(s)) for s in shape])]
+
+
+def jacobian(displacement: torch.Tensor) -> torch.Tensor:
+    """Jacobian matrix of ``Id + u``: ``(B, D, D, *S)``, entry [c, a] = d phi_c / d x_a.
+
+    Central differences inside, one-sided at the border.
+    """
+    rank = check_field(displacement)
+    columns = torch.gradient(displacement, dim=tuple(range(2, 2 + rank)))
+    grad = torch.stack(columns, dim=2)
+    eye = torch.eye(rank, device=grad.device, dtype=grad.dtype)
+    return grad + eye.view(1, rank, rank, *[1] * rank)
+
+
+def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
+    """Determinant of the Jacobian of ``Id + u``, ``(B, *S)``; <= 0 means the map folds there."""
+    return determinant(jacobian(displacement))
+
+
+def determinant(matrix: torch.Tensor) -> torch.Tensor:
+    """Determinant of ``(B, D, D, *S)`` matrices for D = 2, 3, written out: exact sign, no pivoting."""
+    m = matrix
+    if m.shape[1] == 2:
+        return m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0]
+    return (
+        m[:, 0, 0] * (m[:, 1, 1] * m[:, 2, 2] - m[:, 1, 2] * m[:, 2, 1])
+        - m[:, 0, 1] * (m[:, 1, 0] * m[:, 2, 2] - m[:, 1, 2] * m[:, 2, 0])
+        + m[:, 0, 2] * (m[:, 1, 0] * m[:, 2, 1] - m[:, 1, 1] * m[:, 2, 0])
+    )
+
+
+def invert(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
+    """Approximate inverse of ``Id + u`` by the fixed point ``w <- -u o (Id + w)``.
+
+    For fields that come without a velocity. Converges where the gradient of u stays below 1;
+    where the map folds there is no inverse and the result is meaningless. Maps that come from a
+    velocity have a better inverse: ``integrate.flow(velocity, inverse=True)``.
+    """
+    check_field(displacement)
+    inverse = torch.zeros_like(displacement)
+    for _ in range(iterations):
+        inverse = -warp(displacement, inverse, padding="border")
+    return inverse
+
+
+def inverse_consistency_error(forward: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Distance in voxels, ``(B, *S)``, between x and where ``Id + inverse`` after ``Id + forward`` sends it."""
+    return compose(inverse, forward).norm(dim=1)
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

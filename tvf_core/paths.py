@@ -1,0 +1,51 @@
+"""Where things lie: the repository's folders, the run folder, the cache; and how files are written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pooch
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ROOT / "book" / "weights"      # shipped weights
+RESULTS = ROOT / "book" / "results"      # shipped results, one JSON per data set and method
+
+
+def runs() -> Path:
+    """Folder for everything computed locally: ``$TVF_RUNS``, else ``runs/`` beside the package."""
+    return Path(os.environ.get("TVF_RUNS") or ROOT / "runs")
+
+
+def cache() -> Path:
+    """Folder for generated data: ``$TVF_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("TVF_CACHE") or pooch.os_cache("tvf_core"))
+
+
+@contextlib.contextmanager
+def write_then_rename(path: Path):
+    """Give a temporary path beside ``path`` and rename it there on success: no half-written files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    """Write JSON atomically, readable and stable in a diff."""
+    with write_then_rename(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def sha256(*paths: Path) -> str:
+    """Hash of files' contents, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()

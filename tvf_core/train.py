@@ -1,0 +1,163 @@
+"""Train a method on pairs of images: one flat loop, on whatever devices accelerate finds.
+
+The paper's recipe: Adam with AMSGrad, polynomial decay of the learning rate, both directions of
+every pair (one after the other, each its own step), the weights of the best validation kept.
+Everything random at a step follows from (seed, step, process), so a run that was stopped continues
+from its last saved state as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from . import checkpoints
+from .card import run_card
+from .checks import one_of
+from .data import PairData, load
+from .evaluate import score
+from .methods import METHODS, Model, NetworkConfig, objective
+from .paths import runs, write_json, write_then_rename
+from .profiles import Profile
+
+
+def train(method: str, profile: Profile, *, steps: int | None = None, seed: int = 0, time_steps: int = 8,
+          integrator: str = "rk4", validations: int = 8, validation_pairs: int = 12, save_minutes: float = 2.0,
+          out: Path | None = None, progress: bool = True) -> dict:
+    """Train one method and write its weights, history and run card.
+
+    Parameters
+    ----------
+    method : a trainable name of ``methods.METHODS``.
+    profile : data set, network size, steps, batch, learning rate.
+    steps : optimiser steps; default the profile's.
+    seed : of the initial weights, the order of pairs and stochastic depth.
+    time_steps, integrator : N and the solver of the TVF methods.
+    validations, validation_pairs : how often, and on how many pairs, the weights are scored (Dice
+        where there are labels, else SSIM); the best are kept.
+    save_minutes : how often the resumable state is saved.
+    out : folder for ``weights.safetensors``, ``weights.json`` (the card), ``history.jsonl`` and
+        ``state.pt``; default ``runs/<data>/<method>``. A state found there is continued.
+
+    Returns
+    -------
+    The run card: configuration, best validation score, seconds, versions.
+    """
+    one_of(method, [name for name, m in METHODS.items() if m.build], "trainable method")
+    steps = steps or profile.steps
+    out = Path(out) if out else runs() / profile.data / method
+    splits = {name: load(profile.data, name, profile.image_size or None, progress) for name in ("train", "val")}
+    config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
+    recipe = {"method": method, **asdict(profile), "steps": steps, "seed": seed, "network": asdict(config)}
+
+    accelerator = Accelerator()
+    torch.manual_seed(seed)
+    network = Model(config).network
+    optimizer = torch.optim.Adam(network.parameters(), lr=profile.lr, amsgrad=True)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    plain = accelerator.unwrap_model(network)
+
+    begin, best, spent, history = 0, -np.inf, 0.0, []
+    state_file = out / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        if json.loads(state["recipe"]) != recipe:
+            raise ValueError(f"{state_file} belongs to a run with other settings; choose another out folder or delete it")
+        plain.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        begin, best, spent, history = state["step"], state["best"], state["seconds"], json.loads(state["history"])
+        best_weights = state["best_weights"]
+    else:
+        best_weights = None
+
+    def save_state(step):
+        content = {"recipe": json.dumps(recipe), "network": plain.state_dict(), "optimizer": optimizer.state_dict(),
+                   "step": step, "best": best, "best_weights": best_weights, "seconds": spent + time.time() - start,
+                   "history": json.dumps(history)}
+        with write_then_rename(state_file) as temporary:
+            torch.save(content, temporary)
+
+    start = saved = time.time()
+    bar = tqdm(range(begin, steps), initial=begin, total=steps, desc=f"{method} on {profile.data}",
+               disable=not (progress and accelerator.is_main_process), mininterval=1.0)
+    for step in bar:
+        torch.manual_seed(_seed(seed, step, accelerator.process_index))
+        for group in optimizer.param_groups:
+            group["lr"] = profile.lr * (1 - step / steps) ** 0.9
+        pairs = draw_pairs(splits["train"], step, profile.batch, seed, accelerator.process_index)
+        batch = {k: v.to(accelerator.device) for k, v in stack(splits["train"], pairs).items()}
+
+        network.train()
+        displacement, velocity = network(batch["moving"], batch["fixed"])
+        terms = objective(method, batch, displacement, velocity, splits["train"].classes)
+        loss = sum(terms.values())
+        if not torch.isfinite(loss):
+            parts = ", ".join(f"{k} {float(v):.3g}" for k, v in terms.items())
+            raise FloatingPointError(f"step {step}: loss is not finite ({parts}) for pairs {pairs}; lower the learning rate")
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+
+        record = {"step": step, "loss": float(loss), **{k: float(v) for k, v in terms.items()}}
+        done = step + 1
+        if done % max(1, steps // validations) == 0 or done == steps:
+            record["validation"] = validate(plain, config, splits["val"], validation_pairs, accelerator.device)
+            if record["validation"] > best:
+                best = record["validation"]
+                best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
+        history.append(record)
+        bar.set_postfix(loss=f"{record['loss']:.4f}", best=f"{best:.4f}", refresh=False)
+        if accelerator.is_main_process and time.time() - saved > 60 * save_minutes and done < steps:
+            save_state(done)
+            saved = time.time()
+
+    seconds = spent + time.time() - start
+    card = run_card(recipe, seconds, accelerator.device) | {
+        "validation": {"score": best, "pairs": min(validation_pairs, len(splits["val"])),
+                       "metric": "dice" if splits["val"].classes else "ssim"},
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "loss": {"first": _mean_loss(history[:20]), "last": _mean_loss(history[-20:])},
+    }
+    if accelerator.is_main_process:
+        checkpoints.save(out / "weights.safetensors", best_weights, config)
+        with write_then_rename(out / "history.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
+        write_json(out / "weights.json", card)
+        state_file.unlink(missing_ok=True)
+    return card | {"history": history, "weights": out / "weights.safetensors"}
+
+
+def draw_pairs(data: PairData, step: int, batch: int, seed: int, process: int = 0) -> list[tuple[int, int]]:
+    """Pairs of one step: random ones at even steps, the same ones with roles exchanged at the next step."""
+    rng = np.random.default_rng([seed, step // 2, process])
+    pairs = [data.pairs[k] for k in rng.integers(len(data.pairs), size=batch)]
+    return [(f, m) for m, f in pairs] if step % 2 else pairs
+
+
+def stack(data: PairData, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """Any (moving, fixed) index pairs as one batch."""
+    items = [data.take(*pair) for pair in pairs]
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def validate(network, config: NetworkConfig, data: PairData, limit: int, device) -> float:
+    """Mean Dice (data with labels) or SSIM over the first ``limit`` validation pairs, evenly spread."""
+    model = Model(config, network)
+    chosen = np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int)
+    metric = "dice" if data.classes else "ssim"
+    return float(np.mean([score(model, data, int(k), device, [metric])[metric] for k in chosen]))
+
+
+def _seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
+
+
+def _mean_loss(records: list[dict]) -> float:
+    return float(np.mean([r["loss"] for r in records]))

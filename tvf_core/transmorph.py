@@ -1,0 +1,107 @@
+"""TransMorph (Chen et al. 2022, Medical Image Analysis 82): Swin encoder, convolutional decoder, one field.
+
+The decoder down to a quarter of the resolution is a module of its own, because the time-varying
+model (``tvf.py``) shares it. Sizes and layers are those of the released code, 2D and 3D; any image
+size works, since every level pads inside and crops back.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .checks import check_pair
+from .fields import double, halve
+from .swin import Swin, SwinConfig
+
+HEAD_CHANNELS = 16
+
+
+def conv(dim: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
+    """Convolution of width 3 that keeps the size."""
+    return (nn.Conv2d if dim == 2 else nn.Conv3d)(inputs, outputs, 3, padding=1, bias=bias)
+
+
+def conv_unit(dim: int, inputs: int, outputs: int) -> nn.Sequential:
+    """Convolution, instance normalisation without parameters, LeakyReLU(0.01)."""
+    norm = nn.InstanceNorm2d if dim == 2 else nn.InstanceNorm3d
+    return nn.Sequential(conv(dim, inputs, outputs), norm(outputs), nn.LeakyReLU(0.01))
+
+
+class DecoderBlock(nn.Module):
+    """Upsample twice, append the skip features, two convolution units."""
+
+    def __init__(self, dim: int, inputs: int, outputs: int, skip: int):
+        super().__init__()
+        self.mode = "bilinear" if dim == 2 else "trilinear"
+        self.conv1 = conv_unit(dim, inputs + skip, outputs)
+        self.conv2 = conv_unit(dim, outputs, outputs)
+
+    def forward(self, x, skip):
+        x = F.interpolate(x, scale_factor=2, mode=self.mode, align_corners=False)
+        x = x[(..., *[slice(0, s) for s in skip.shape[2:]])]  # odd sizes: the last voxel has no partner
+        return self.conv2(self.conv1(torch.cat([x, skip], dim=1)))
+
+
+def registration_head(dim: int, inputs: int = HEAD_CHANNELS) -> nn.Sequential:
+    """Convolution to D components, started so small that the first map is nearly the identity."""
+    layer = conv(dim, inputs, dim, bias=True)
+    nn.init.normal_(layer.weight, std=1e-5)
+    nn.init.zeros_(layer.bias)
+    return nn.Sequential(layer)
+
+
+class TransMorphBackbone(nn.Module):
+    """Image pair ``(B, 2, *S)`` -> features ``(B, C, *ceil(S / 4))``: encoder and three decoder blocks."""
+
+    def __init__(self, config: SwinConfig):
+        super().__init__()
+        c, dim = config.embed, config.dim
+        self.dim, self.channels = dim, c
+        self.transformer = Swin(config)
+        self.up0 = DecoderBlock(dim, 8 * c, 4 * c, 4 * c)
+        self.up1 = DecoderBlock(dim, 4 * c, 2 * c, 2 * c)
+        self.up2 = DecoderBlock(dim, 2 * c, c, c)
+
+    def forward(self, pair):
+        if max(pair.shape[2:]) <= 16:
+            raise ValueError(f"image size {tuple(pair.shape[2:])}: at least one axis must exceed 16 voxels")
+        f0, f1, f2, f3 = self.transformer(pair)
+        return self.up2(self.up1(self.up0(f3, f2), f1), f0)
+
+
+class TransMorph(nn.Module):
+    """TransMorph: one displacement field.
+
+    Parameters
+    ----------
+    config : SwinConfig
+    head : ``full`` predicts at image resolution (the faces), ``half`` at half resolution and
+        upsamples (the OASIS variant); the values are voxels of the grid they live on.
+    """
+
+    def __init__(self, config: SwinConfig, head: str = "full"):
+        super().__init__()
+        c, dim = config.embed, config.dim
+        if head not in ("full", "half"):
+            raise ValueError(f"head: expected 'full' or 'half', got {head!r}")
+        self.dim, self.head = dim, head
+        self.backbone = TransMorphBackbone(config)
+        self.c1 = conv_unit(dim, 2, c // 2)
+        if head == "full":
+            self.c2 = conv_unit(dim, 2, HEAD_CHANNELS)
+            self.up3 = DecoderBlock(dim, c, c // 2, c // 2)
+            self.up4 = DecoderBlock(dim, c // 2, HEAD_CHANNELS, HEAD_CHANNELS)
+        else:
+            self.up3 = DecoderBlock(dim, c, HEAD_CHANNELS, c // 2)
+        self.reg_head = registration_head(dim)
+
+    def forward(self, moving, fixed):
+        """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)`` in voxels, and None for velocity."""
+        check_pair(moving, fixed, self.dim)
+        pair = torch.cat([moving, fixed], dim=1)
+        x = self.up3(self.backbone(pair), self.c1(halve(pair)))
+        if self.head == "half":
+            return double(self.reg_head(x).float(), moving.shape[2:]), None
+        return self.reg_head(self.up4(x, self.c2(pair))).float(), None
