@@ -11,12 +11,15 @@ from tyro.extras import SubcommandApp
 
 from . import checkpoints
 from . import evaluate as evaluation
-from . import profiles, train as training
+from . import profiles, tables
+from . import train as training
+from .data import load
 from .methods import METHODS, Model, NetworkConfig
-from .paths import RESULTS, runs
+from .paths import RESULTS, ROOT, runs, write_then_rename
 
 app = SubcommandApp()
-DEMO_PROFILES = ("demo_faces", "demo_brains")
+DEMO_PROFILES = ("demo_faces", "demo_brains")  # of Table 1 and Table 2
+README_PAIR = 30
 
 
 @app.command
@@ -81,10 +84,40 @@ def train_all() -> None:
 
 @app.command(name="evaluate-all")
 def evaluate_all() -> None:
-    """Evaluate every shipped network on its test split into book/results."""
-    for name in DEMO_PROFILES:
+    """Evaluate every shipped network on its test split into book/results; renew the README's tables and picture."""
+    blocks = {}
+    for number, name in enumerate(DEMO_PROFILES, start=1):
+        data = profiles.read(name).data
         for method in METHODS:
-            _print_summary(evaluation.evaluate(method, profiles.read(name).data, out=RESULTS))
+            _print_summary(evaluation.evaluate(method, data, out=RESULTS))
+        blocks[f"table{number}"] = tables.comparison(number, evaluation.read_results(RESULTS, data))
+    tables.update_readme(blocks)
+    draw("tm-tvf", "demo_faces", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")
+
+
+@app.command
+def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, out: Path = Path("registration.png")) -> None:
+    """Draw one registered test pair: warped images, deformed grids forward and backward, Jacobian.
+
+    Args:
+        method: one of `tvf methods`.
+        data: demo_faces or demo_brains.
+        pair: number of the test pair.
+        weights: a .safetensors file; default the shipped one.
+        out: picture to write.
+    """
+    from . import figures  # matplotlib is slow to import, and the other commands need none of it
+
+    model = evaluation.load_model(method, data, weights)
+    pairs = load(data, "test", progress=True)
+    if not 0 <= pair < len(pairs):
+        raise ValueError(f"pair: expected 0 to {len(pairs) - 1}, got {pair}")
+    item = pairs.batch([pair])
+    figures.use_style()
+    fig = figures.forward_and_backward([("", item["moving"], item["fixed"], model.register(item["moving"], item["fixed"]))])
+    with write_then_rename(out) as temporary:
+        fig.savefig(temporary, format="png")
+    print(f"{out}: {pairs.pair_name(pair)}")
 
 
 def _print_summary(summary: dict) -> None:
@@ -101,3 +134,7 @@ def main() -> None:
         sys.exit(f"tvf: {error}")
     except KeyboardInterrupt:
         sys.exit("tvf: stopped; the same command continues where the last saved state was")
+
+
+if __name__ == "__main__":
+    main()

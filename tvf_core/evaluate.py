@@ -50,6 +50,17 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=tuple(METRI
     return row
 
 
+def load_model(method: str, data: str, weights: Path | None = None) -> Model:
+    """A method ready to register images of a data set, with the shipped weights unless others are given."""
+    if METHODS[one_of(method, METHODS, "method")].build is None:
+        return Model(NetworkConfig(method, load(data, "test").dim))
+    weights = Path(weights) if weights else checkpoints.shipped(method, data)
+    model = checkpoints.load(weights)
+    if model.config.method != method:
+        raise ValueError(f"{weights.name} holds weights of {model.config.method}, not of {method}")
+    return model
+
+
 def evaluate(method: str, data: str, *, weights: Path | None = None, split: str = "test", limit: int = 0,
              image_size: int = 0, out: Path | None = None, progress: bool = True) -> dict:
     """Score a method on a split and write ``<out>/<data>/<method>.csv`` (rows) and ``.json`` (summary).
@@ -70,13 +81,9 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     entry = METHODS[one_of(method, METHODS, "method")]
     pairs = load(data, split, image_size or None, progress)
     weights = Path(weights) if weights else checkpoints.shipped(method, data)
-    if entry.build is None:
-        model = Model(NetworkConfig(method, pairs.dim))
-    else:
-        model = checkpoints.load(weights)
-        if (model.config.method, model.config.dim) != (method, pairs.dim):
-            raise ValueError(f"{weights.name} holds {model.config.method} in {model.config.dim}D; "
-                             f"{data} needs {method} in {pairs.dim}D")
+    model = load_model(method, data, weights)
+    if model.config.dim != pairs.dim:
+        raise ValueError(f"{weights.name} registers {model.config.dim}D images; {data} is {pairs.dim}D")
     settings = {"method": method, "data": data, "split": split, "shape": list(pairs.shape), "limit": limit,
                 "weights": sha256(weights)[:16] if entry.build else None}
     folder = (Path(out) if out else runs() / "results") / data
@@ -107,6 +114,14 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
         writer.writerows(rows)
     write_json(summary_file, summary)
     return summary
+
+
+def read_rows(method: str, data: str, folder: Path | None = None) -> dict[str, np.ndarray]:
+    """Columns of a rows file that :func:`evaluate` wrote; ``pair`` is text, the rest are numbers."""
+    path = (Path(folder) if folder else runs() / "results") / data / f"{method}.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: np.array([row[key] if key == "pair" else float(row[key]) for row in rows]) for key in rows[0]}
 
 
 def read_results(folder: Path, data: str) -> dict[str, dict]:

@@ -124,7 +124,7 @@ class Registration:
     ----------
     displacement : (B, D, *S) voxels; ``warped(x) = moving(x + u(x))``.
     warped : (B, 1, *S) the moving image on the fixed grid.
-    velocity : (B, T, D, *S') on the half grid, or None.
+    velocity : (B, T, D, *S') on the half grid or on the image's, or None.
     """
 
     displacement: torch.Tensor
@@ -139,8 +139,8 @@ class Registration:
         """
         if self.velocity is None:
             return fields.invert(self.displacement)
-        half = flow(self.velocity, self.integrator, inverse=True)
-        return fields.double(half, self.displacement.shape[2:])
+        u = flow(self.velocity, self.integrator, inverse=True)
+        return u if u.shape == self.displacement.shape else fields.double(u, self.displacement.shape[2:])
 
 
 class Model:

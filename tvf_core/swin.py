@@ -175,7 +175,8 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig, channels: int = 2):
         super().__init__()
         self.patch_embed = PatchEmbed(config, channels)
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        blocks = sum(config.depths)
+        rates = [config.drop_path * k / max(1, blocks - 1) for k in range(blocks)]  # rising with depth
         self.layers = nn.ModuleList()
         for stage, depth in enumerate(config.depths):
             self.layers.append(Stage(config, stage, [rates.pop(0) for _ in range(depth)]))

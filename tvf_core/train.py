@@ -55,7 +55,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     out = Path(out) if out else runs() / profile.data / method
     splits = {name: load(profile.data, name, profile.image_size or None, progress) for name in ("train", "val")}
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
-    recipe = {"method": method, **asdict(profile), "steps": steps, "seed": seed, "network": asdict(config)}
+    training = {k: v for k, v in asdict(profile).items() if k not in ("live_steps", "test_pairs")}
+    recipe = {"method": method, **training, "steps": steps, "seed": seed, "network": asdict(config)}
 
     accelerator = Accelerator()
     torch.manual_seed(seed)
@@ -99,13 +100,13 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         terms = objective(method, batch, displacement, velocity, splits["train"].classes)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
-            parts = ", ".join(f"{k} {float(v):.3g}" for k, v in terms.items())
+            parts = ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items())
             raise FloatingPointError(f"step {step}: loss is not finite ({parts}) for pairs {pairs}; lower the learning rate")
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
 
-        record = {"step": step, "loss": float(loss), **{k: float(v) for k, v in terms.items()}}
+        record = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}}
         done = step + 1
         if done % max(1, steps // validations) == 0 or done == steps:
             record["validation"] = validate(plain, config, splits["val"], validation_pairs, accelerator.device)

@@ -99,7 +99,7 @@ def load(name: str, split: str, size: int | None = None, progress: bool = False)
 def _demo_faces(split: str, size: int | None, progress: bool) -> PairData:
     """53/7/7 subjects; every ordered pair of different expressions of one subject (the paper's protocol)."""
     size = size or 128
-    images = _cached(f"demo_faces_{size}", [demo_faces.__file__],
+    images = _cached(f"demo_faces_{size}", demo_faces.SOURCES,
                      lambda: {"images": demo_faces.render_all(size, progress)})["images"]
     subjects = {"train": range(53), "val": range(53, 60), "test": range(60, 67)}[split]
     expressions = len(demo_faces.EXPRESSIONS)

@@ -1,0 +1,1 @@
+"""Where the data come from: ``python -m data_download list``."""

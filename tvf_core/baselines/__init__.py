@@ -1,0 +1,1 @@
+"""Methods to compare with, each in its own module."""
