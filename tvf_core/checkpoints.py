@@ -32,10 +32,11 @@ def load(path: Path) -> Model:
         with safe_open(path, "pt") as file:
             config = NetworkConfig(**json.loads((file.metadata() or {})["network"]))
             state = {key: file.get_tensor(key).float() for key in file.keys()}
+        model = Model(config)
+        model.network.load_state_dict(state)
     except Exception as error:  # safetensors has no public base class for its errors
-        raise ValueError(f"{path.name} is not a weights file of this package: {error}") from None
-    model = Model(config)
-    model.network.load_state_dict(state)
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path.name} is not a weights file of this package: {reason}") from None
     return model
 
 

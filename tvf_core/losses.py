@@ -111,9 +111,10 @@ def _laplacian(v: torch.Tensor, rank: int) -> torch.Tensor:
 def _box_sums(x: torch.Tensor, window: int, rank: int) -> torch.Tensor:
     pool = F.avg_pool2d if rank == 2 else F.avg_pool3d
     for axis in range(rank):
-        size, pad = [1] * rank, [0] * rank
-        size[axis], pad[axis] = window, window // 2
-        x = pool(x, size, 1, pad)  # zero padding is counted, so this is the sum / window
+        size, last = [1] * rank, rank - 1 - axis  # F.pad counts axes from the last one
+        size[axis] = window
+        pad = [0, 0] * last + [window // 2] * 2
+        x = pool(F.pad(x, pad), size, 1)  # the padding counts, so this is the sum / window
     return x * window**rank
 
 

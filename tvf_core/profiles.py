@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def check(values: dict, where: str = "profile") -> Profile:
         raise ValueError(f"{where}: needs the parameter 'data'")
     profile = Profile(**values)
     for key in ("steps", "batch", "lr"):
-        if getattr(profile, key) <= 0:
+        if not 0 < getattr(profile, key) < math.inf:  # NaN fails too
             raise ValueError(f"{where}: {key} must be positive, got {getattr(profile, key)}")
     for key in ("image_size", "live_steps", "test_pairs"):
         if getattr(profile, key) < 0:
@@ -62,7 +63,10 @@ def read(name: str) -> Profile:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         raise ValueError(f"unknown profile {name!r}; known: {known}, or the path of a YAML file")
-    values = yaml.safe_load(path.read_text())
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"profile {name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"profile {name}: expected 'key: value' lines")
     return check(values, f"profile {name}")

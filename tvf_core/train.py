@@ -51,7 +51,9 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     The run card: configuration, best validation score, seconds, versions.
     """
     one_of(method, [name for name, m in METHODS.items() if m.build], "trainable method")
-    steps = steps or profile.steps
+    steps = profile.steps if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
     out = Path(out) if out else runs() / profile.data / method
     splits = {name: load(profile.data, name, profile.image_size or None, progress) for name in ("train", "val")}
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
@@ -110,7 +112,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         done = step + 1
         if done % max(1, steps // validations) == 0 or done == steps:
             record["validation"] = validate(plain, config, splits["val"], validation_pairs, accelerator.device)
-            if record["validation"] > best:
+            if best_weights is None or record["validation"] > best:
                 best = record["validation"]
                 best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
         history.append(record)

@@ -1,0 +1,96 @@
+"""Shared makers of smooth random fields, velocities and images; the golden values; a run folder per test."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+
+@pytest.fixture(autouse=True)
+def run_folder(tmp_path, monkeypatch):
+    """Whatever a test trains or evaluates lands in its own folder, never in the repository."""
+    monkeypatch.setenv("TVF_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def _smooth(shape, sigma, seed, lead):
+    noise = np.random.default_rng(seed).standard_normal((*lead, *shape))
+    smooth = ndimage.gaussian_filter(noise, [0] * len(lead) + [sigma] * len(shape), mode="reflect")
+    return smooth / np.abs(smooth).max()
+
+
+@pytest.fixture
+def smooth_image():
+    """``smooth_image(shape)``: (1, 1, *shape) in [0, 1]."""
+
+    def make(shape, sigma=2.0, seed=0, dtype=torch.float32):
+        return torch.tensor((1 + _smooth(shape, sigma, seed, (1, 1))) / 2, dtype=dtype)
+
+    return make
+
+
+@pytest.fixture
+def smooth_velocity():
+    """``smooth_velocity(shape)``: (1, steps, D, *shape), largest component ``amplitude``, zero at the border.
+
+    Half of it stays the same in time, so that it carries points away, and half changes."""
+
+    def make(shape, amplitude=2.0, sigma=5.0, steps=4, seed=0, fade=8, dtype=torch.float32):
+        field = _smooth(shape, sigma, seed, (1, steps + 1, len(shape)))
+        field = field[:, 1:] + field[:, :1]
+        for axis, n in enumerate(shape):
+            depth = np.minimum(np.arange(n), np.arange(n)[::-1])
+            field *= (np.sin(np.pi / 2 * np.minimum(depth / fade, 1)) ** 2).reshape(
+                [-1 if a == axis else 1 for a in range(len(shape))])
+        return torch.tensor(amplitude * field / np.abs(field).max(), dtype=dtype)
+
+    return make
+
+
+@pytest.fixture
+def smooth_field(smooth_velocity):
+    """``smooth_field(shape)``: (1, D, *shape) displacement, like one step of :func:`smooth_velocity`."""
+    return lambda shape, **kwargs: smooth_velocity(shape, steps=1, **kwargs)[:, 0]
+
+
+@pytest.fixture
+def golden():
+    """``golden(name)``: arrays of ``$TVF_GOLDEN/<name>.npz``; skips where the folder is not given."""
+    folder = os.environ.get("TVF_GOLDEN")
+    if not folder:
+        pytest.skip("TVF_GOLDEN does not name the folder of golden values")
+    return lambda name: np.load(Path(folder) / f"{name}.npz", allow_pickle=False)
+
+
+@pytest.fixture
+def toy_data(monkeypatch):
+    """Register three tiny data sets: ``toy2d``, ``toy3d`` (with labels) and ``toy_plain`` (2D, without).
+
+    Ellipsoids of two tissues at slightly different places; image 0 to 3 train, 4 and 5 validate, 6 and 7 test."""
+    from tvf_core.data import pairs
+
+    def register(name, shape, labelled):
+        rng = np.random.default_rng(0)
+        x = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
+        images, labels = [], []
+        for _ in range(8):
+            centre = np.array(shape) / 2 + rng.uniform(-2, 2, len(shape))
+            radius = np.sqrt((((x.T - centre).T / (np.array(shape) * rng.uniform(0.25, 0.35)).reshape(
+                -1, *[1] * len(shape))) ** 2).sum(0))
+            labels.append(((radius < 1).astype(np.uint8) + (radius < 0.5)).astype(np.uint8))
+            images.append(np.round(255 * ndimage.gaussian_filter(labels[-1] / 2.5, 1.0)).astype(np.uint8))
+
+        def load(split, size, progress):
+            first = {"train": 0, "val": 4, "test": 6}[split]
+            chosen = [(first, first + 1), (first + 1, first)] + ([(2, 3), (3, 2)] if split == "train" else [])
+            return pairs.PairData(name, split, np.stack(images), chosen, [f"i{k}" for k in range(8)],
+                                  np.stack(labels) if labelled else None, {1: "outer", 2: "inner"} if labelled else {})
+
+        monkeypatch.setitem(pairs.DATASETS, name, load)
+
+    register("toy2d", (32, 29), True)
+    register("toy_plain", (32, 29), False)
+    register("toy3d", (20, 18, 17), True)

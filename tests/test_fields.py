@@ -1,0 +1,227 @@
+"""Fields as functions: sampling, composition, resizing, Jacobians and inverses against closed forms and SciPy."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from tvf_core import fields
+
+SIZES = [(8, 11), (7, 6), (9, 8, 7), (6, 7, 10)]
+each_size = pytest.mark.parametrize("shape", SIZES, ids=str)
+MATRIX = np.array([[1.02, 0.03, -0.02], [-0.04, 0.97, 0.05], [0.01, -0.03, 1.04]])
+OTHER = np.array([[0.96, -0.05, 0.03], [0.06, 1.03, 0.02], [-0.02, 0.04, 0.98]])
+
+
+def grid(shape):
+    return fields.identity_grid(shape, dtype=torch.float64)
+
+
+def affine(matrix, shape, offset=0.0):
+    """Displacement of x -> matrix (x - centre) + centre + offset."""
+    dim = len(shape)
+    x = grid(shape) - torch.tensor([(s - 1) / 2 for s in shape], dtype=torch.float64).view(1, -1, *[1] * dim)
+    return torch.einsum("ij,bj...->bi...", torch.tensor(matrix[:dim, :dim]), x) - x + offset
+
+
+def inside(tensor, margin, dim):
+    return tensor[(..., *[slice(margin, -margin)] * dim)]
+
+
+def noise(shape, channels=1, batch=1, seed=0, dtype=torch.float32):
+    return torch.tensor(np.random.default_rng(seed).random((batch, channels, *shape)), dtype=dtype)
+
+
+def scipy_warp(image, displacement, order, mode):
+    points = np.stack(np.meshgrid(*map(np.arange, image.shape), indexing="ij")) + displacement
+    return ndimage.map_coordinates(image, points, order=order, mode=mode)
+
+
+def extrude(plane_field, depth):
+    """A 2D field as a 3D one that does not change along a new first axis."""
+    lifted = torch.cat([torch.zeros_like(plane_field[:, :1]), plane_field], dim=1)
+    return lifted[:, :, None].expand(-1, -1, depth, -1, -1).contiguous()
+
+
+@pytest.mark.parametrize("shape", [*SIZES, (1, 5), (4, 257), (160, 31), (5, 6, 224)], ids=str)
+def test_zero_displacement_is_the_identity(shape):
+    image, zero = noise(shape, 2), torch.zeros(1, len(shape), *shape)
+    image = (image - image.min()) / (image.max() - image.min())  # intensities in [0, 1], as everywhere
+    worst = (fields.warp(image, zero) - image).abs().max()
+    # float32 sampling coordinates resolve 6e-8 of an axis: beyond 16 voxels white noise shows it.
+    assert worst <= max(1e-6, 6e-8 * max(shape)), f"differs by {worst:.1e}"
+    assert (fields.warp(image.double(), zero.double()) - image).abs().max() <= 1e-12
+    assert torch.equal(fields.warp(image, zero, "nearest"), image)
+
+
+@pytest.mark.parametrize("shape,shift", [((8, 11), (2, -3)), ((7, 6), (-1, 2)), ((6, 7, 10), (1, -2, 3))])
+def test_integer_shift_equals_slicing_and_zeros(shape, shift):
+    image = noise(shape, 2)
+    displacement = torch.tensor(shift, dtype=torch.float32).view(1, -1, *[1] * len(shape)).expand(1, -1, *shape)
+    expected = torch.zeros_like(image)
+    to = [slice(max(0, -s), n - max(0, s)) for s, n in zip(shift, shape)]
+    origin = [slice(max(0, s), n - max(0, -s)) for s, n in zip(shift, shape)]
+    expected[(..., *to)] = image[(..., *origin)]
+    torch.testing.assert_close(fields.warp(image, displacement), expected, atol=2e-6, rtol=0)
+
+
+@each_size
+@pytest.mark.parametrize("padding,mode", [("zeros", "grid-constant"), ("border", "nearest")])
+def test_warp_equals_scipy_inside_and_outside(shape, padding, mode):
+    image, u = noise(shape, 2, 2, dtype=torch.float64), 6 * noise(shape, len(shape), 2, 1, torch.float64) - 3
+    ours = fields.warp(image, u, padding=padding)
+    for b, c in itertools.product(range(2), range(2)):
+        expected = scipy_warp(image[b, c].numpy(), u[b].numpy(), 1, mode)
+        np.testing.assert_allclose(ours[b, c].numpy(), expected, atol=1e-12)
+
+
+@each_size
+def test_label_warp_equals_scipy_nearest(shape):
+    labels = (noise(shape) * 36).long()
+    u = 6 * noise(shape, len(shape), seed=1) - 3
+    x = grid(shape) + u
+    assert ((x - x.floor() - 0.5).abs() > 1e-4).all(), "ties are undefined: choose another seed"
+    warped = fields.warp_labels(labels, u)
+    assert warped.dtype == labels.dtype
+    expected = scipy_warp(labels[0, 0].numpy(), u[0].numpy(), 0, "constant")  # as Learn2Reg: outside [0, n - 1] is 0
+    np.testing.assert_array_equal(warped[0, 0].numpy(), expected)
+
+
+@each_size
+def test_component_d_moves_along_axis_d(shape):
+    ramps = grid(shape)  # channel a holds the coordinate along axis a
+    for axis in range(len(shape)):
+        u = torch.zeros_like(ramps)
+        u[:, axis] = 0.25
+        moved = inside(fields.warp(ramps, u) - ramps, 1, len(shape))
+        expected = torch.zeros_like(moved)
+        expected[:, axis] = 0.25
+        torch.testing.assert_close(moved, expected)
+
+
+def test_each_sample_of_a_batch_gets_its_own_displacement():
+    image, u = noise((6, 7), batch=3), torch.randn(3, 2, 6, 7, generator=torch.Generator().manual_seed(0))
+    together = fields.warp(image, u)
+    for k in range(3):
+        torch.testing.assert_close(together[k : k + 1], fields.warp(image[k : k + 1], u[k : k + 1]))
+
+
+@pytest.mark.parametrize("shape", [(20, 23), (14, 15, 16)], ids=str)
+def test_warping_twice_equals_warping_by_the_composition(shape, smooth_field):
+    dim = len(shape)
+    image = (grid(shape) * torch.arange(1.0, dim + 1, dtype=torch.float64).view(1, -1, *[1] * dim)).sum(1, keepdim=True)
+    outer, inner = (smooth_field(shape, amplitude=2, sigma=2, seed=s, dtype=torch.float64) for s in (1, 2))
+    twice = fields.warp(fields.warp(image, outer), inner)
+    torch.testing.assert_close(inside(fields.warp(image, fields.compose(outer, inner)), 3, dim), inside(twice, 3, dim))
+    swapped = fields.warp(image, fields.compose(inner, outer))
+    assert (inside(swapped - twice, 3, dim)).abs().max() > 0.1  # so the order was tested
+
+
+@pytest.mark.parametrize("shape", [(20, 23), (14, 15, 16)], ids=str)
+def test_composition_of_affine_maps_is_the_matrix_product(shape):
+    dim = len(shape)
+    product = np.eye(3)
+    product[:dim, :dim] = MATRIX[:dim, :dim] @ OTHER[:dim, :dim]
+    ours = fields.compose(affine(MATRIX, shape), affine(OTHER, shape))
+    torch.testing.assert_close(inside(ours, 3, dim), inside(affine(product, shape), 3, dim))
+
+
+@pytest.mark.parametrize("small,large", [((6, 7), (12, 14)), ((6, 8), (9, 20)), ((5, 6, 7), (10, 12, 14)),
+                                         ((6, 8, 5), (9, 10, 15))], ids=str)
+def test_resize_keeps_an_affine_map_and_scales_its_values(small, large):
+    dim = len(small)
+    ratio = torch.tensor([b / a for a, b in zip(small, large)], dtype=torch.float64).view(1, -1, *[1] * dim)
+    matrix, offset = torch.tensor(MATRIX[:dim, :dim] - np.eye(dim)), torch.linspace(0.3, 0.9, dim, dtype=torch.float64)
+
+    def in_large_voxels(x):
+        return torch.einsum("ij,bj...->bi...", matrix, x) + offset.view(1, -1, *[1] * dim)
+
+    centres = (grid(small) + 0.5) * ratio - 0.5  # a small voxel's centre on the large grid
+    ours = fields.resize(in_large_voxels(centres) / ratio, large)
+    margin = int(np.ceil(float(ratio.max()) / 2))  # nearer to the edge there is nothing to interpolate from
+    torch.testing.assert_close(inside(ours, margin, dim), inside(in_large_voxels(grid(large)), margin, dim))
+
+
+def test_resize_to_twice_the_size_doubles_a_translation():
+    u = torch.tensor([1.5, -0.5]).view(1, 2, 1, 1).expand(1, 2, 5, 7)
+    assert torch.equal(fields.resize(u, (10, 14)), 2 * u[..., :1, :1].expand(1, 2, 10, 14))
+
+
+@each_size
+def test_halve_averages_pairs_and_leaves_an_odd_last_voxel_alone(shape):
+    image = noise(shape, 2)
+    ours = fields.halve(image)
+    assert ours.shape[2:] == tuple(-(-s // 2) for s in shape)
+    for where in np.ndindex(*ours.shape[2:]):
+        block = image[(..., *[slice(2 * w, 2 * w + 2) for w in where])]
+        torch.testing.assert_close(ours[(..., *where)], block.flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("shape", [(12, 15), (11, 10), (9, 12, 11)], ids=str)
+def test_an_affine_map_survives_halving_and_doubling(shape):
+    dim = len(shape)
+    u = affine(MATRIX, shape, offset=0.7)
+    back = fields.double(fields.halve(u) / 2, shape)
+    assert back.shape == u.shape
+    torch.testing.assert_close(inside(back, 3, dim), inside(u, 3, dim))  # 3: an odd last voxel is a block of its own
+
+
+@each_size
+def test_jacobian_of_an_affine_map_is_its_matrix_up_to_the_border(shape):
+    dim = len(shape)
+    ours = fields.jacobian(affine(MATRIX, shape, 1.3))
+    expected = torch.tensor(MATRIX[:dim, :dim]).view(1, dim, dim, *[1] * dim).expand_as(ours)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_determinant_equals_linalg(dim):
+    matrices = torch.randn(2, dim, dim, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.linalg.det(matrices.permute(0, 3, 4, 1, 2))
+    torch.testing.assert_close(fields.determinant(matrices), expected)
+
+
+@each_size
+def test_a_mirrored_axis_has_determinant_minus_one(shape):
+    u = torch.zeros(1, len(shape), *shape)
+    u[:, 1] = -2 * fields.identity_grid(shape)[:, 1]
+    torch.testing.assert_close(fields.jacobian_determinant(u), torch.full((1, *shape), -1.0))
+
+
+@pytest.mark.parametrize("shape", [(40, 37), (24, 27, 26)], ids=str)
+def test_fixed_point_inverse_composes_to_the_identity_on_both_sides(shape, smooth_field):
+    u = smooth_field(shape, amplitude=1.2, sigma=6)
+    inverse = fields.invert(u)
+    assert fields.compose(u, inverse).abs().max() < 1e-4  # where it converged this side is exact
+    assert fields.compose(inverse, u).abs().max() < 0.06  # this side resamples the inverse
+    assert u.abs().max() > 1
+
+
+def test_inverse_consistency_error_is_a_distance_in_voxels():
+    u = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 8, 9)
+    torch.testing.assert_close(fields.inverse_consistency_error(u, -u), torch.zeros(1, 8, 9))
+    torch.testing.assert_close(fields.inverse_consistency_error(u, u), torch.full((1, 8, 9), 10.0))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=str)
+def test_gradients_of_warp_are_right_for_image_and_displacement(shape):
+    rng = np.random.default_rng(0)
+    cell = np.stack([rng.integers(0, s - 1, shape) for s in shape])  # inside one cell: no kink of the interpolation
+    u = torch.tensor(cell + rng.uniform(0.2, 0.8, cell.shape))[None] - grid(shape)
+    image = noise(shape, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(fields.warp, (image.requires_grad_(), u.requires_grad_()))
+
+
+def test_a_2d_problem_equals_the_same_problem_extruded_to_3d(smooth_field, smooth_image):
+    shape, depth = (13, 16), 5
+    image = smooth_image(shape)
+    u, w = (smooth_field(shape, amplitude=2, sigma=2, seed=s) for s in (1, 2))
+    u3, w3 = extrude(u, depth), extrude(w, depth)
+    deep = image[:, :, None].expand(-1, -1, depth, -1, -1)
+    middle = depth // 2
+    torch.testing.assert_close(fields.warp(deep, u3)[:, :, middle], fields.warp(image, u), atol=1e-5, rtol=0)
+    composed = fields.compose(u3, w3)[:, :, middle]
+    torch.testing.assert_close(composed[:, 1:], fields.compose(u, w), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fields.jacobian_determinant(u3)[:, middle], fields.jacobian_determinant(u))

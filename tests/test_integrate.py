@@ -1,0 +1,231 @@
+"""The flow of a velocity against other solvers, matrix exponentials and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import expm
+from torchdiffeq import odeint
+
+from tvf_core import fields, integrate
+
+ORDER = {"euler": 1, "heun": 2, "rk4": 4}
+each_method = pytest.mark.parametrize("method", ORDER)
+each_size = pytest.mark.parametrize("shape", [(40, 37), (28, 27, 26)], ids=str)
+
+# Rates of change that do not commute, small enough that the middle of a 15-voxel grid stays inside.
+RATES = np.array([[[0.1, 0.5, 0.2], [-0.3, -0.2, 0.1], [0.2, -0.1, 0.3]],
+                  [[-0.3, 0.1, -0.4], [0.5, 0.2, 0.1], [-0.2, 0.3, 0.0]],
+                  [[0.2, -0.4, 0.3], [0.1, 0.1, -0.5], [0.3, 0.2, -0.2]]])
+DRIFTS = np.array([[0.4, -0.6, 0.3], [-0.5, 0.2, 0.6], [0.1, 0.7, -0.4]])
+
+
+def centred(shape):
+    x = fields.identity_grid(shape, dtype=torch.float64)
+    return x - torch.tensor([(s - 1) / 2 for s in shape], dtype=torch.float64).view(1, -1, *[1] * len(shape))
+
+
+def sampled(matrices, drifts, shape):
+    """Velocities M x + b (x from the centre) on a grid: linear interpolation loses nothing."""
+    dim, x = len(shape), centred(shape)
+    return torch.stack([torch.einsum("ij,bj...->bi...", torch.tensor(m[:dim, :dim]), x)
+                        + torch.tensor(b[:dim]).view(1, -1, *[1] * dim) for m, b in zip(matrices, drifts)], dim=1)
+
+
+def generator(matrix, drift, dim):
+    """M x + b as one matrix on (x, 1)."""
+    g = np.zeros((dim + 1, dim + 1))
+    g[:dim, :dim], g[:dim, dim] = matrix[:dim, :dim], drift[:dim]
+    return g
+
+
+def displacement_of(matrix, shape):
+    """Displacement of an affine map given as a matrix on (x, 1)."""
+    x, dim = centred(shape), len(shape)
+    moved = torch.einsum("ij,bj...->bi...", torch.tensor(matrix[:dim, :dim]), x)
+    return moved + torch.tensor(matrix[:dim, dim]).view(1, -1, *[1] * dim) - x
+
+
+def middle(tensor, dim, margin=5):
+    return tensor[(..., *[slice(margin, -margin)] * dim)]
+
+
+def curl(t, x):
+    """An analytic velocity that changes in time and is not linear."""
+    return torch.stack([torch.sin(x[:, 1] + 2 * t), torch.cos(1.5 * x[:, 0] - t) * (1 + t)], dim=1)
+
+
+@each_method
+def test_error_against_torchdiffeq_falls_with_the_order_of_the_method(method):
+    start = torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = odeint(lambda t, x: curl(float(t), x), start, torch.tensor([0.0, 1.0], dtype=torch.float64),
+                   method="dopri5", rtol=1e-12, atol=1e-12)[-1]
+    steps = [16, 32, 64, 128]
+    errors = [(integrate.solve(curl, start, steps=n, method=method) - exact).abs().max().item() for n in steps]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(ORDER[method], abs=0.2)
+
+
+@each_method
+def test_one_method_of_torchdiffeq_gives_the_same_numbers(method):
+    theirs = {"euler": "euler", "heun": "heun2", "rk4": None}[method]
+    if theirs is None:  # torchdiffeq's "rk4" is the 3/8 rule; here the classical tableau, one literal step
+        x, h = torch.full((1, 2, 3, 3), 0.4, dtype=torch.float64), 0.3
+        k1 = curl(0.1, x)
+        k2 = curl(0.1 + 0.15, x + 0.15 * k1)
+        k3 = curl(0.1 + 0.15, x + 0.15 * k2)
+        k4 = curl(0.1 + 0.3, x + 0.3 * k3)
+        expected = x + h * (k1 / 6 + k2 / 3 + k3 / 3 + k4 / 6)
+        torch.testing.assert_close(integrate.solve(curl, x, 0.1, 0.4, 1, "rk4"), expected)
+        return
+    start = torch.full((1, 2, 3, 3), 0.4, dtype=torch.float64)
+    expected = odeint(lambda t, x: curl(float(t), x), start, torch.linspace(0, 1, 6, dtype=torch.float64), method=theirs)
+    torch.testing.assert_close(integrate.solve(curl, start, steps=5, method=method), expected[-1])
+
+
+def test_solve_runs_backwards_in_time():
+    start = torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    there = integrate.solve(curl, start, 0.0, 1.0, 64)
+    torch.testing.assert_close(integrate.solve(curl, there, 1.0, 0.0, 64), start, atol=1e-7, rtol=0)
+
+
+@each_method
+@pytest.mark.parametrize("shape", [(15, 16), (15, 14, 15)], ids=str)
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_flow_of_affine_velocities_is_the_methods_own_matrix_product(method, shape, inverse):
+    # For v = G x a step of order p is exactly the Taylor polynomial of exp(hG) of degree p.
+    dim, substeps = len(shape), 2
+    product = np.eye(dim + 1)
+    pieces = [generator(m, b, dim) for m, b in zip(RATES, DRIFTS)]
+    for g in reversed(pieces) if inverse else pieces:
+        h = (-1 if inverse else 1) / (len(pieces) * substeps)
+        step = sum(np.linalg.matrix_power(h * g, k) / math.factorial(k) for k in range(ORDER[method] + 1))
+        product = np.linalg.matrix_power(step, substeps) @ product
+    ours = integrate.flow(sampled(RATES, DRIFTS, shape), method, substeps, inverse)
+    torch.testing.assert_close(middle(ours, dim), middle(displacement_of(product, shape), dim), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(15, 16), (15, 14, 15)], ids=str)
+def test_flow_of_affine_velocities_is_the_product_of_matrix_exponentials_in_order_of_time(shape):
+    dim = len(shape)
+    factors = [expm(generator(m, b, dim) / len(RATES)) for m, b in zip(RATES, DRIFTS)]
+    forward = factors[2] @ factors[1] @ factors[0]  # what happens first stands on the right
+    wrong = factors[0] @ factors[1] @ factors[2]
+    velocity = sampled(RATES, DRIFTS, shape)
+    ours = middle(integrate.flow(velocity, "rk4", 8), dim)
+    torch.testing.assert_close(ours, middle(displacement_of(forward, shape), dim), atol=1e-6, rtol=0)
+    assert (ours - middle(displacement_of(wrong, shape), dim)).abs().max() > 0.1  # so the order was tested
+    back = middle(integrate.flow(velocity, "rk4", 8, inverse=True), dim)
+    torch.testing.assert_close(back, middle(displacement_of(np.linalg.inv(forward), shape), dim), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_rotation_velocity_rotates_by_its_angle(inverse):
+    shape, angle = (21, 24), math.pi / 3
+    spin = np.array([[[0, -angle], [angle, 0]]] * 5)
+    turn = np.eye(3)
+    turn[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    ours = integrate.flow(sampled(spin, np.zeros((5, 2)), shape), "rk4", 2, inverse)
+    expected = displacement_of(turn.T if inverse else turn, shape)
+    inside = (centred(shape).norm(dim=1, keepdim=True) < 9).expand_as(ours)
+    torch.testing.assert_close(ours[inside], expected[inside], atol=1e-5, rtol=0)
+
+
+@each_method
+@pytest.mark.parametrize("shape", [(8, 11), (7, 6, 9)], ids=str)
+def test_constant_velocity_is_a_translation_up_to_the_border(method, shape):
+    b = torch.linspace(-2.5, 1.7, len(shape)).view(1, 1, -1, *[1] * len(shape))
+    velocity = b.expand(1, 3, len(shape), *shape)
+    torch.testing.assert_close(integrate.flow(velocity, method), velocity[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(integrate.flow(velocity, method, inverse=True), -velocity[:, 0], atol=1e-5, rtol=0)
+
+
+@each_size
+def test_inverse_flow_undoes_the_flow(shape, smooth_velocity):
+    velocity = smooth_velocity(shape)
+    there, back = integrate.flow(velocity), integrate.flow(velocity, inverse=True)
+    assert there.abs().max() > 1
+    assert fields.inverse_consistency_error(there, back).max() < 0.05
+    assert fields.inverse_consistency_error(back, there).max() < 0.05
+
+
+@each_size
+def test_euler_error_of_the_inverse_shrinks_in_proportion_to_the_step(shape, smooth_velocity):
+    velocity = smooth_velocity(shape, amplitude=3.0, dtype=torch.float64)
+
+    def round_trip(substeps):  # carries the points on from where they are, so nothing is resampled
+        u = integrate.flow(velocity, "euler", substeps)
+        for k in reversed(range(velocity.shape[1])):
+            u = integrate.advance(velocity[:, k], u, -1 / velocity.shape[1], "euler", substeps)
+        return u.norm(dim=1).mean().item()
+
+    errors = [round_trip(n) for n in (1, 4, 16)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.3)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.3)
+
+
+@each_size
+def test_trajectory_begins_at_the_identity_and_ends_at_the_flow(shape, smooth_velocity):
+    velocity = smooth_velocity(shape)
+    for inverse in (False, True):
+        path = integrate.flow(velocity, inverse=inverse, trajectory=True)
+        assert path.shape[1] == velocity.shape[1] + 1
+        assert not path[:, 0].any()
+        assert torch.equal(path[:, -1], integrate.flow(velocity, inverse=inverse))
+
+
+@each_size
+def test_trajectory_entry_k_is_the_flow_of_the_first_k_steps(shape, smooth_velocity):
+    velocity = smooth_velocity(shape)
+    path = integrate.flow(velocity, trajectory=True)
+    # Half the time at twice the clock: the first two of four steps, at half the speed, take all of [0, 1].
+    torch.testing.assert_close(integrate.flow(velocity[:, :2] / 2), path[:, 2], atol=1e-5, rtol=0)
+    rest = integrate.flow(velocity[:, 2:] / 2)
+    torch.testing.assert_close(fields.compose(rest, path[:, 2]), path[:, 4], atol=0.05, rtol=0)
+    back = integrate.flow(velocity, inverse=True, trajectory=True)
+    torch.testing.assert_close(integrate.flow(velocity[:, 2:] / 2, inverse=True), back[:, 2], atol=1e-5, rtol=0)
+
+
+@each_size
+def test_scaling_and_squaring_equals_the_flow_of_a_stationary_field(shape, smooth_field):
+    field = smooth_field(shape, amplitude=1.6)
+    for sign in (1, -1):
+        expected = integrate.flow(sign * field[:, None], "rk4", 32)
+        torch.testing.assert_close(integrate.scaling_and_squaring(sign * field), expected, atol=0.03, rtol=0)
+    assert field.abs().max() > 1.5
+
+
+@pytest.mark.parametrize("shape", [(41, 12), (41, 8, 6)], ids=str)
+def test_the_flow_does_not_fold_where_one_euler_step_does(shape):
+    velocity = torch.zeros(1, 1, len(shape), *shape, dtype=torch.float64)
+    period, strength = shape[0] - 1, 3.0
+    profile = -strength * period / (2 * math.pi) * torch.sin(2 * math.pi * torch.arange(shape[0]) / period)
+    velocity[:, :, 0] = profile.view(-1, *[1] * (len(shape) - 1))  # slope -3 at both ends: 1 + v' = -2
+    assert fields.jacobian_determinant(integrate.flow(velocity, "euler")).min() < -1.5
+    exact = fields.jacobian_determinant(integrate.flow(velocity, "rk4", 32))
+    assert exact.min() > 0
+    assert exact.min() == pytest.approx(math.exp(-strength), rel=0.2)  # what det J is at the sink
+    assert fields.jacobian_determinant(integrate.scaling_and_squaring(velocity[:, 0])).min() > 0
+
+
+@each_method
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=str)
+def test_gradients_of_the_flow_are_right(method, shape):
+    # All components positive and below one voxel: every sample stays off the kinks at the voxel centres.
+    v = 0.3 + 0.4 * torch.rand(1, 2, len(shape), *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda v: integrate.flow(v, method), v.requires_grad_(), fast_mode=len(shape) == 3)
+
+
+def test_gradients_of_scaling_and_squaring_are_right():
+    v = 0.3 + 0.4 * torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda v: integrate.scaling_and_squaring(v, 3), v.requires_grad_())
+
+
+def test_a_2d_flow_equals_the_same_flow_extruded_to_3d(smooth_velocity):
+    velocity = smooth_velocity((21, 18), amplitude=3.0)
+    deep = torch.cat([torch.zeros_like(velocity[:, :, :1]), velocity], dim=2)[:, :, :, None].expand(-1, -1, -1, 5, -1, -1)
+    for inverse in (False, True):
+        ours = integrate.flow(deep, inverse=inverse)[:, :, 2]
+        assert not ours[:, 0].any()
+        torch.testing.assert_close(ours[:, 1:], integrate.flow(velocity, inverse=inverse), atol=1e-4, rtol=0)

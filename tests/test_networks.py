@@ -1,0 +1,330 @@
+"""Networks: published parameter counts, literal versions of their parts, and maps that their velocity explains."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tvf_core import fields, integrate, swin
+from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, Registration, swin_config
+from tvf_core.swin import Swin, SwinConfig
+from tvf_core.transmorph import TransMorph
+from tvf_core.tvf import TimeVaryingVelocity
+
+# Instantiated from the released code (reference: parameter counts of TM and TM-TVF).
+COUNTS = {  # (dim, what): tiny, small, base, large
+    (3, "encoder"): (144_462, 6_441_864, 25_581_216, 70_695_536),
+    (3, "shared"): (226_110, 11_667_336, 46_483_104, 107_854_448),
+    (3, "step"): (12_261, 40_611, 73_011, 94_611),
+    (3, "tvf8"): (324_198, 11_992_224, 47_067_192, 108_611_336),
+    (3, "tvf12"): (373_242, 12_154_668, 47_359_236, 108_989_780),
+    (3, "tm half"): (239_235, 11_708_811, 46_556_979, 107_949_923),
+    (3, "tm full"): (244_527, 11_757_195, 46_771_251, 108_343_907),
+    (2, "encoder"): (103_518, 6_005_016, 23_950_368, 67_770_640),
+    (2, "step"): (3_944, 13_394, 24_194, 31_394),
+    (2, "tm full"): (136_730, 7_776_650, 31_013_570, 80_319_954),
+    (2, "tvf8"): (162_286, 7_853_992, 31_111_216, 80_408_096),
+    (2, "tvf12"): (178_062, 7_907_568, 31_207_992, 80_533_672),
+}
+UNUSED_C2 = 27 * 2 * 16  # the released half-resolution TM holds a convolution that it never calls; ours does not
+
+WITH_NETWORK = list({entry.build: name for name, entry in METHODS.items() if entry.build}.values())  # one per kind
+ODD_SIZES = [(33, 47), (20, 25, 18)]
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("column,size", list(enumerate(["tiny", "small", "base", "large"])), ids=str)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_parameter_counts_are_the_published_ones(dim, column, size):
+    config = NetworkConfig("tm-tvf", dim, size)
+    with torch.device("meta"):  # takes no memory
+        tvf8 = Model(config).network
+        tvf12 = Model(NetworkConfig("tm-tvf", dim, size, time_steps=12)).network
+        full, half = (TransMorph(swin_config(config), head) for head in ("full", "half"))
+    ours = {"encoder": count(tvf8.backbone.transformer), "shared": count(tvf8.backbone), "tvf8": count(tvf8),
+            "tvf12": count(tvf12), "step": (count(tvf12) - count(tvf8)) // 4,
+            "tm full": count(full), "tm half": count(half) + UNUSED_C2}
+    expected = {what: row[column] for (d, what), row in COUNTS.items() if d == dim}
+    assert {what: ours[what] for what in expected} == expected
+
+
+@pytest.mark.parametrize("window", [(4, 3), (5, 5), (3, 4, 2)], ids=str)
+def test_relative_position_index_is_the_published_formula(window):
+    tokens = list(itertools.product(*map(range, window)))
+    index = swin.relative_position_index(window)
+    for (i, p), (j, q) in itertools.product(enumerate(tokens), repeat=2):
+        r = [a - b + w - 1 for a, b, w in zip(p, q, window)]
+        spans = [2 * w - 1 for w in window]
+        expected = r[0] * spans[1] + r[1] if len(window) == 2 else r[0] * spans[1] * spans[2] + r[1] * spans[2] + r[2]
+        assert index[i, j] == expected
+    assert set(index.flatten().tolist()) == set(range(math.prod(2 * w - 1 for w in window)))
+
+
+@pytest.mark.parametrize("shape,window", [((8, 6), (4, 3)), ((4, 6, 10), (2, 3, 5))], ids=str)
+def test_windows_are_literal_blocks_and_come_back(shape, window):
+    x = torch.arange(2 * math.prod(shape) * 3).view(2, *shape, 3)
+    windows = swin.to_windows(x, window)
+    for number, corner in enumerate(itertools.product(*[range(0, s, w) for s, w in zip(shape, window)])):
+        block = x[(slice(None), *[slice(c, c + w) for c, w in zip(corner, window)])]
+        assert torch.equal(windows[:, number], block.reshape(2, -1, 3))
+    assert torch.equal(swin.from_windows(windows, window, shape), x)
+
+
+@pytest.mark.parametrize("shape,window", [((8, 9), (4, 3)), ((7, 10), (4, 4)), ((4, 4), (4, 4)), ((5, 6, 7), (2, 3, 4))],
+                         ids=str)
+def test_shift_mask_separates_what_only_the_cyclic_shift_brought_together(shape, window):
+    # Literally: after the roll a token stands next to others that it was not next to before iff one of them
+    # wrapped around the (padded) edge. Wrapped or not, per axis, within one window, is all that counts.
+    padded = [-(-s // w) * w for s, w in zip(shape, window)]
+    mask = swin.shift_mask(shape, window)
+    wrapped = np.zeros((*padded, len(shape)), bool)
+    for x in np.ndindex(*padded):
+        wrapped[x] = [p >= n - w // 2 for p, n, w in zip(x, padded, window)]
+    for number, corner in enumerate(itertools.product(*[range(0, s, w) for s, w in zip(padded, window)])):
+        block = wrapped[tuple(slice(c, c + w) for c, w in zip(corner, window))].reshape(-1, len(shape))
+        different = (block[:, None] != block[None, :]).any(-1)
+        np.testing.assert_array_equal(mask[number, 0].numpy(), np.where(different, -100.0, 0.0))
+    assert (mask != 0).any()
+
+
+@pytest.mark.parametrize("window", [(3, 4), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_window_attention_equals_a_literal_softmax(window, masked):
+    torch.manual_seed(0)
+    heads, channels, volume = 2, 6, math.prod(window)
+    layer = swin.WindowAttention(channels, heads, window).double()
+    nn.init.normal_(layer.relative_position_bias_table)
+    x = torch.randn(2, 4, volume, channels, dtype=torch.float64)
+    mask = torch.where(torch.rand(4, 1, volume, volume) < 0.3, -100.0, 0.0).double() if masked else None
+    expected = torch.empty_like(x)
+    index = swin.relative_position_index(window)
+    for b, n in itertools.product(range(2), range(4)):
+        projected = x[b, n] @ layer.qkv.weight.T  # (tokens, 3 * heads * depth), in this order
+        out, depth = [], channels // heads
+        for h in range(heads):
+            q, k, v = (projected[:, part * channels + h * depth :][:, :depth] for part in range(3))
+            logits = q @ k.T / math.sqrt(depth) + layer.relative_position_bias_table[index, h]
+            if masked:
+                logits = logits + mask[n, 0]
+            weights = torch.exp(logits - logits.max(1, keepdim=True).values)
+            out.append(weights / weights.sum(1, keepdim=True) @ v)
+        expected[b, n] = torch.cat(out, 1) @ layer.proj.weight.T + layer.proj.bias
+    torch.testing.assert_close(layer(x, mask), expected)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_patch_merging_concatenates_the_subgrids_in_the_released_order(dim):
+    order = {2: ["00", "10", "01", "11"], 3: ["000", "100", "010", "001", "110", "011", "101", "111"]}[dim]
+    merging = swin.PatchMerging(dim, 2)
+    merging.norm, merging.reduction = nn.Identity(), nn.Identity()
+    shape = (6, 5, 4)[:dim]  # the odd axis is padded with a zero
+    x = torch.randn(1, *shape, 2, generator=torch.Generator().manual_seed(0))
+    out = merging(x)
+    assert out.shape == (1, *[(s + 1) // 2 for s in shape], 2 * 2**dim)
+    for where in np.ndindex(*out.shape[1:-1]):
+        for k, offsets in enumerate(order):
+            source = [2 * w + int(o) for w, o in zip(where, offsets)]
+            value = x[(0, *source)] if all(a < s for a, s in zip(source, shape)) else torch.zeros(2)
+            assert torch.equal(out[(0, *where)][2 * k : 2 * k + 2], value)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    layer, x = swin.DropPath(0.3), torch.ones(4000, 2, 3)
+    assert torch.equal(layer.eval()(x), x)
+    values = layer.train()(x).flatten(1)
+    assert torch.equal(values.min(1).values, values.max(1).values)
+    kept = values[:, 0] > 0
+    torch.testing.assert_close(values[kept], torch.full_like(values[kept], 1 / 0.7))
+    assert kept.float().mean() == pytest.approx(0.7, abs=0.03)
+
+
+def test_drop_path_rises_linearly_over_all_blocks():
+    encoder = Swin(SwinConfig(2, 8, (2, 2, 4, 2), (2, 2, 2, 2), (4, 4)))
+    rates = [block.drop_path.p for layer in encoder.layers for block in layer.blocks]
+    np.testing.assert_allclose(rates, [0.3 * k / 9 for k in range(10)], atol=1e-7)
+
+
+def test_every_second_block_is_shifted_by_half_a_window():
+    encoder = Swin(SwinConfig(3, 12, (2, 2, 4, 2), (2, 2, 2, 2), (5, 6, 7)))
+    shifts = [[block.shift for block in layer.blocks] for layer in encoder.layers]
+    assert shifts == [[None, (2, 3, 3)] * (depth // 2) for depth in (2, 2, 4, 2)]
+
+
+def test_published_windows_and_sizes_are_the_papers():
+    assert PUBLISHED_WINDOW == {2: (8, 8), 3: (5, 6, 7)}
+    assert SIZES["large"] == dict(embed=128, depths=(2, 2, 12, 2), heads=(4, 4, 8, 16))
+
+
+def pair(shape, make, batch=1):
+    images = [make(shape, seed=k) for k in range(2 * batch)]
+    return torch.cat(images[:batch]), torch.cat(images[batch:])
+
+
+def lively(model, scale=0.05):
+    """Give the registration heads, which start at nearly zero, weights that move something."""
+    torch.manual_seed(1)
+    heads = model.network.reg_heads if hasattr(model.network, "reg_heads") else [model.network.reg_head]
+    for head in heads:
+        nn.init.normal_(head[0].weight, std=scale)
+        nn.init.normal_(head[0].bias, std=scale)
+    model.network.eval()
+    return model
+
+
+def build(method, dim, **kwargs):
+    torch.manual_seed(0)
+    return Model(NetworkConfig(method, dim, **kwargs))
+
+
+@pytest.mark.parametrize("method", ["identity", *WITH_NETWORK])
+@pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
+def test_untrained_methods_start_near_the_identity_at_any_size(method, shape, smooth_image):
+    moving, fixed = pair(shape, smooth_image, batch=2)
+    result = build(method, len(shape), time_steps=2).register(moving, fixed)
+    assert result.displacement.shape == (2, len(shape), *shape)
+    assert result.displacement.abs().max() < 0.05
+    torch.testing.assert_close(result.warped, moving, atol=0.05, rtol=0)
+    if method != "identity":
+        assert result.displacement.any()
+
+
+@pytest.mark.parametrize("method", WITH_NETWORK)
+@pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
+def test_warped_is_the_moving_image_under_the_displacement(method, shape, smooth_image):
+    moving, fixed = pair(shape, smooth_image)
+    result = lively(build(method, len(shape), time_steps=3)).register(moving, fixed)
+    assert result.displacement.abs().max() > 0.1
+    torch.testing.assert_close(result.warped, fields.warp(moving, result.displacement))
+
+
+@pytest.mark.parametrize("method", WITH_NETWORK)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_batched_pairs_do_not_influence_each_other(method, dim, smooth_image):
+    moving, fixed = pair((33, 47) if dim == 2 else (20, 25, 18), smooth_image, batch=2)
+    model = lively(build(method, dim, time_steps=2))
+    together = model.register(moving, fixed).displacement
+    alone = model.register(moving[1:], fixed[1:]).displacement
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("integrator", ["euler", "heun", "rk4"])
+@pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
+def test_the_velocity_explains_the_displacement(integrator, shape, smooth_image):
+    moving, fixed = pair(shape, smooth_image)
+    result = lively(build("tm-tvf", len(shape), time_steps=3, integrator=integrator)).register(moving, fixed)
+    assert result.velocity.shape == (1, 3, len(shape), *[-(-s // 2) for s in shape])
+    flowed = integrate.flow(result.velocity, integrator)
+    torch.testing.assert_close(result.displacement, fields.double(flowed, shape))
+    other = "heun" if integrator == "euler" else "euler"
+    assert not torch.allclose(flowed, integrate.flow(result.velocity, other), atol=1e-5)
+
+
+def test_each_step_sees_the_moving_image_under_the_map_so_far(smooth_image):
+    moving, fixed = pair((33, 47), smooth_image)
+    model, seen = lively(build("tm-tvf", 2, time_steps=4)), []
+    for context in model.network.cs:
+        context.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    velocity = model.register(moving, fixed).velocity
+    path = integrate.flow(velocity, "rk4", trajectory=True)
+    for k, image in enumerate(seen):
+        torch.testing.assert_close(image[:, :1], fields.warp(fields.halve(moving), path[:, k]))
+        torch.testing.assert_close(image[:, 1:], fields.halve(fixed))
+    assert len(seen) == 4 and (seen[3] - seen[0]).abs().max() > 0.01
+
+
+def test_a_change_of_one_step_changes_only_the_later_velocities_and_itself(smooth_image):
+    moving, fixed = pair((33, 47), smooth_image)
+    model = lively(build("tm-tvf", 2, time_steps=4))
+    before = model.register(moving, fixed).velocity
+    with torch.no_grad():
+        model.network.reg_heads[1][0].bias += 0.5
+    after = model.register(moving, fixed).velocity
+    changed = [not torch.allclose(before[:, k], after[:, k], atol=1e-6) for k in range(4)]
+    assert changed == [False, True, True, True]
+
+
+def test_changing_the_moving_image_changes_the_velocities(smooth_image):
+    moving, fixed = pair((33, 47), smooth_image)
+    model = lively(build("tm-tvf", 2, time_steps=2))
+    first, second = (model.register(m, fixed).velocity for m in (moving, moving.flip(-1)))
+    assert all((first - second).abs()[:, k].max() > 1e-3 for k in range(2))
+
+
+@pytest.mark.parametrize("method", WITH_NETWORK)
+@pytest.mark.parametrize("shape", [(40, 33), (33, 20, 18)], ids=str)
+def test_gradients_reach_every_parameter(method, shape, smooth_image):
+    network = lively(build(method, len(shape), time_steps=3)).network
+    displacement, _ = network(*pair(shape, smooth_image))
+    (displacement * torch.randn(displacement.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+
+
+@pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
+def test_inverse_of_a_registration_undoes_it(shape, smooth_velocity):
+    half = [-(-s // 2) for s in shape]
+    velocity = smooth_velocity(half, amplitude=1.0)
+    displacement = fields.double(integrate.flow(velocity, "rk4"), shape)
+    result = Registration(displacement, torch.zeros(1, 1, *shape), velocity, "rk4")
+    assert displacement.abs().max() > 1
+    for error in (fields.inverse_consistency_error(displacement, result.inverse()),
+                  fields.inverse_consistency_error(result.inverse(), displacement)):
+        assert error.max() < 0.05
+
+
+def test_inverse_of_a_registration_takes_a_velocity_on_the_full_grid_as_it_is(smooth_velocity):
+    velocity = smooth_velocity((40, 37))
+    displacement = integrate.flow(velocity, "heun")
+    result = Registration(displacement, torch.zeros(1, 1, 40, 37), velocity, "heun")
+    assert fields.inverse_consistency_error(displacement, result.inverse()).max() < 0.05
+
+
+def test_inverse_of_a_registration_without_velocity_undoes_it_too(smooth_field):
+    u = smooth_field((40, 37), amplitude=1.2)
+    result = Registration(u, torch.zeros(1, 1, 40, 37))
+    assert fields.inverse_consistency_error(result.inverse(), u).max() < 1e-3
+
+
+def test_weights_of_a_step_are_its_own():
+    network = build("tm-tvf", 2, time_steps=3).network
+    assert isinstance(network, TimeVaryingVelocity)
+    for modules in (network.cs, network.up3s, network.reg_heads):
+        weights = [next(m.parameters()) for m in modules]
+        assert len({w.data_ptr() for w in weights}) == 3
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_token_reaches_exactly_its_window_and_a_shifted_one_never_wraps(shifted):
+    torch.manual_seed(0)
+    shape, window = (8, 6), (4, 3)
+    block = swin.Block(4, 2, window, shifted, 2, 0.0)
+    mask = swin.shift_mask(shape, window)
+    x = torch.randn(1, *shape, 4)
+    before = block(x, mask)
+
+    def number(p):  # windows of a shifted block begin half a window earlier; the first and last are cut short
+        return tuple((a + (w - w // 2 if shifted else 0)) // w for a, w in zip(p, window))
+
+    for p in [(0, 0), (1, 5), (5, 2), (7, 5)]:
+        moved = x.clone()
+        moved[(0, *p)] += torch.randn(4)
+        changed = (block(moved, mask) - before).abs().amax(-1)[0] > 1e-6
+        expected = [[number(q) == number(p) for q in [(i, j) for j in range(shape[1])]] for i in range(shape[0])]
+        assert changed.tolist() == expected
+
+
+def test_a_head_predicts_the_displacement_of_one_interval(smooth_image):
+    model = build("tm-tvf", 2, time_steps=4)
+    for head in model.network.reg_heads:
+        nn.init.zeros_(head[0].weight)
+        nn.init.constant_(head[0].bias, 0.25)
+    result = model.register(*pair((33, 47), smooth_image))
+    torch.testing.assert_close(result.velocity, torch.full_like(result.velocity, 4 * 0.25))
+    torch.testing.assert_close(result.displacement, torch.full_like(result.displacement, 2 * 4 * 0.25), atol=1e-5, rtol=0)

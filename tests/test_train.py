@@ -1,0 +1,243 @@
+"""Training and evaluation on tiny data: learning, stopping and continuing, and what the files say."""
+
+import csv
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tvf_core import checkpoints, data, evaluate, metrics, train
+from tvf_core.methods import METHODS, Model, NetworkConfig, objective
+from tvf_core.profiles import Profile
+
+TRAINABLE = [name for name, entry in METHODS.items() if entry.build]
+
+
+def run(method, name, steps, out, **kwargs):
+    settings = dict(time_steps=2, validations=2, validation_pairs=1, progress=False) | kwargs
+    return train.train(method, Profile(name, steps=steps, batch=1, lr=2e-3), out=out, **settings)
+
+
+@pytest.mark.parametrize("method", TRAINABLE)
+@pytest.mark.parametrize("name", ["toy2d", "toy3d"])
+def test_training_on_one_pair_learns_it(method, name, toy_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "draw_pairs", lambda *args: [(0, 1)])
+    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    card = run(method, name, 30 if name == "toy2d" else 12, tmp_path)
+    losses = [record["loss"] for record in card["history"]]
+    assert np.mean(losses[-3:]) < losses[0] - 0.1 * abs(losses[0])
+    for record in card["history"]:
+        parts = [value for key, value in record.items() if key not in ("step", "loss", "validation")]
+        assert record["loss"] == pytest.approx(sum(parts), rel=1e-4, abs=1e-6)
+
+
+def test_a_stopped_run_continues_bit_by_bit(toy_data, tmp_path, monkeypatch):
+    scores = itertools.count()
+    monkeypatch.setattr(train, "validate", lambda *args: float(next(scores)))  # so that the last weights are kept
+    whole = run("tm-tvf", "toy2d", 6, tmp_path / "whole")
+
+    draw, stops = train.draw_pairs, iter([True])
+
+    def stop_at_3(part, step, *args):
+        if step == 3 and next(stops, False):
+            raise KeyboardInterrupt
+        return draw(part, step, *args)
+
+    monkeypatch.setattr(train, "draw_pairs", stop_at_3)
+    with pytest.raises(KeyboardInterrupt):
+        run("tm-tvf", "toy2d", 6, tmp_path / "parts", save_minutes=0)
+    assert not (tmp_path / "parts" / "weights.safetensors").exists()
+    parts = run("tm-tvf", "toy2d", 6, tmp_path / "parts", save_minutes=0)
+
+    assert [r["loss"] for r in parts["history"]] == [r["loss"] for r in whole["history"]]
+    ours, theirs = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "parts"))
+    assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert not (tmp_path / "parts" / "state.pt").exists()
+    lines = (tmp_path / "parts" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(6))
+
+
+def test_a_state_of_other_settings_is_not_continued(toy_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    draw = train.draw_pairs
+
+    def stop_at_1(part, step, *args):
+        if step == 1:
+            raise KeyboardInterrupt
+        return draw(part, step, *args)
+
+    monkeypatch.setattr(train, "draw_pairs", stop_at_1)
+    with pytest.raises(KeyboardInterrupt):
+        run("tm", "toy2d", 2, tmp_path, save_minutes=0)
+    with pytest.raises(ValueError, match="other settings"):
+        run("tm", "toy2d", 2, tmp_path, seed=1)
+
+
+def test_the_seed_decides_everything(toy_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    losses = [[r["loss"] for r in run("tm", "toy2d", 3, tmp_path / str(k), seed=seed)["history"]]
+              for k, seed in enumerate([0, 0, 1])]
+    assert losses[0] == losses[1] and losses[0] != losses[2]
+
+
+def test_the_weights_of_the_best_validation_are_kept(toy_data, tmp_path, monkeypatch):
+    seen, scores = [], iter([0.2, 0.9, 0.1])
+
+    def validate(network, *args):
+        seen.append({k: v.clone() for k, v in network.state_dict().items()})
+        return next(scores)
+
+    monkeypatch.setattr(train, "validate", validate)
+    card = run("tm", "toy2d", 3, tmp_path, validations=3)
+    assert card["validation"]["score"] == 0.9
+    kept = checkpoints.load(tmp_path / "weights.safetensors").network.state_dict()
+    for key, value in kept.items():
+        torch.testing.assert_close(value, seen[1][key], atol=1e-3, rtol=1e-3)  # half precision
+    assert any(not torch.allclose(value, seen[2][key], atol=1e-5) for key, value in kept.items() if value.numel() < 1000)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_pair(toy_data, tmp_path):
+    profile = Profile("toy2d", steps=6, batch=1, lr=1e30)
+    with pytest.raises(FloatingPointError, match=r"step \d: .*not finite .*\(\d, \d\).*learning rate") as caught:
+        train.train("tm", profile, out=tmp_path, progress=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_the_learning_rate_decays_as_published(toy_data, tmp_path, monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args, **kwargs: (
+        rates.append((self.param_groups[0]["lr"], self.param_groups[0]["amsgrad"])), step(self, *args, **kwargs))[1])
+    run("tm", "toy2d", 4, tmp_path)
+    assert rates == [(pytest.approx(2e-3 * (1 - e / 4) ** 0.9), True) for e in range(4)]
+
+
+def test_pairs_come_in_both_directions_and_change(toy_data):
+    part = data.load("toy2d", "train")
+    draws = [train.draw_pairs(part, step, 3, seed=0) for step in range(40)]
+    for there, back in zip(draws[::2], draws[1::2]):
+        assert back == [(fixed, moving) for moving, fixed in there]
+    assert {pair for pairs in draws for pair in pairs} == set(part.pairs)
+    assert draws == [train.draw_pairs(part, step, 3, seed=0) for step in range(40)]
+    assert draws != [train.draw_pairs(part, step, 3, seed=1) for step in range(40)]
+    assert draws != [train.draw_pairs(part, step, 3, seed=0, process=1) for step in range(40)]
+
+
+def test_a_stacked_batch_holds_each_pair_in_its_order(toy_data):
+    part = data.load("toy2d", "train")
+    batch = train.stack(part, [(0, 1), (3, 2)])
+    for row, (moving, fixed) in enumerate([(0, 1), (3, 2)]):
+        for key, value in part.take(moving, fixed).items():
+            assert torch.equal(batch[key][row], value)
+    assert objective("tm", batch, torch.zeros(2, 2, 32, 29), None, part.classes).keys() == {"lncc", "diffusion"} | (
+        {"dice"} & METHODS["tm"].losses[2].keys())
+
+
+def wild(config):
+    torch.manual_seed(0)
+    model = Model(config)
+    heads = getattr(model.network, "reg_heads", None) or [model.network.reg_head]
+    for head in heads:
+        torch.nn.init.normal_(head[0].weight, std=0.05)
+    return model
+
+
+@pytest.mark.parametrize("method", TRAINABLE)
+@pytest.mark.parametrize("name", ["toy2d", "toy3d"])
+def test_stored_weights_register_as_before(method, name, toy_data, tmp_path):
+    part = data.load(name, "test")
+    config = NetworkConfig(method, part.dim, time_steps=3, integrator="heun")
+    model = wild(config)
+    checkpoints.save(tmp_path / "w.safetensors", model.network.state_dict(), config)
+    stored = checkpoints.load(tmp_path / "w.safetensors")
+    assert stored.config == config
+    pair = part.batch([0])
+    before, after = (m.register(pair["moving"], pair["fixed"]).displacement for m in (model, stored))
+    assert before.abs().max() > 0.2
+    torch.testing.assert_close(after, before, atol=0.02, rtol=0)
+
+
+@pytest.fixture
+def evaluated(toy_data, tmp_path):
+    config = NetworkConfig("tm-tvf", 2, time_steps=2)
+    weights = tmp_path / "w.safetensors"
+    checkpoints.save(weights, wild(config).network.state_dict(), config)
+
+    def go(**kwargs):
+        return evaluate.evaluate("tm-tvf", "toy2d", **dict(weights=weights, out=tmp_path, progress=False) | kwargs)
+
+    return go, weights, config
+
+
+def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
+    go, weights, _ = evaluated
+    summary = go()
+    assert json.loads((tmp_path / "toy2d" / "tm-tvf.json").read_text()) == summary
+    with open(tmp_path / "toy2d" / "tm-tvf.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["pair"] for row in rows] == ["i6->i7", "i7->i6"]
+    assert set(summary["summary"]) == set(rows[0]) - {"pair", "seconds"} >= {*evaluate.METRICS, "dice/outer", "dice/inner"}
+    for metric, entry in summary["summary"].items():
+        values = [float(row[metric]) for row in rows]
+        assert entry["mean"] == pytest.approx(np.mean(values))
+        assert entry["std"] == pytest.approx(np.std(values), abs=1e-12)
+    part, model = data.load("toy2d", "test"), checkpoints.load(weights)
+    pair = part.batch([1])
+    result = model.register(pair["moving"], pair["fixed"])
+    assert float(rows[1]["ssim"]) == pytest.approx(metrics.ssim(result.warped, pair["fixed"]), abs=1e-5)
+    assert float(rows[1]["sdlogj"]) == pytest.approx(metrics.sdlogj(result.displacement), rel=1e-3)
+    assert float(rows[0]["dice"]) == pytest.approx(np.mean([float(rows[0][f"dice/{k}"]) for k in ("outer", "inner")]))
+
+
+def test_stored_results_are_taken_until_weights_or_settings_change(evaluated, monkeypatch):
+    go, weights, config = evaluated
+    first, score = go(), evaluate.score
+
+    def refuse(*args):
+        raise RuntimeError("computed again")
+
+    monkeypatch.setattr(evaluate, "score", refuse)
+    assert go() == first
+    for settings in (dict(limit=1), dict(split="val")):
+        with pytest.raises(RuntimeError, match="computed again"):
+            go(**settings)
+    state = checkpoints.load(weights).network.state_dict()
+    checkpoints.save(weights, {key: value + 0.01 for key, value in state.items()}, config)
+    with pytest.raises(RuntimeError, match="computed again"):
+        go()
+    monkeypatch.setattr(evaluate, "score", score)
+    assert go()["summary"] != first["summary"]
+
+
+def test_doing_nothing_scores_as_the_untouched_images(toy_data, tmp_path):
+    summary = evaluate.evaluate("identity", "toy2d", out=tmp_path, progress=False)["summary"]
+    part = data.load("toy2d", "test")
+    pair = part.batch([0])
+    expected = metrics.dice(pair["moving_labels"], pair["fixed_labels"], pair["moving_labels"], [1, 2]).mean()
+    assert summary["dice"]["mean"] == pytest.approx(expected)  # the other pair is this one turned round
+    assert summary["ssim"]["mean"] == pytest.approx(metrics.ssim(pair["moving"], pair["fixed"]))
+    assert all(abs(summary[m]["mean"]) < 1e-12 for m in ("folding_percent", "sdlogj", "inverse_error"))
+
+
+def test_validation_scores_dice_with_labels_and_ssim_without(toy_data):
+    config = NetworkConfig("tm", 2)
+    network = Model(config).network
+    for name, metric in (("toy2d", "dice"), ("toy_plain", "ssim")):
+        part = data.load(name, "val")
+        expected = np.mean([evaluate.score(Model(config, network), part, k, "cpu", [metric])[metric] for k in (0, 1)])
+        assert train.validate(network, config, part, 12, "cpu") == pytest.approx(expected)
+
+
+def test_results_are_read_in_the_order_of_the_table(toy_data, evaluated, tmp_path):
+    go, _, _ = evaluated
+    untouched = evaluate.evaluate("identity", "toy2d", out=tmp_path, progress=False)
+    first = go()
+    assert list(evaluate.read_results(tmp_path, "toy2d").items()) == [("identity", untouched), ("tm-tvf", first)]
+    assert evaluate.read_results(tmp_path, "toy3d") == {}
+    rows = evaluate.read_rows("tm-tvf", "toy2d", tmp_path)
+    assert list(rows["pair"]) == ["i6->i7", "i7->i6"]
+    assert rows["dice"].mean() == pytest.approx(first["summary"]["dice"]["mean"])

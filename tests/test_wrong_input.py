@@ -1,0 +1,234 @@
+"""Wrong input ends at once, with one line that says what was given and what is expected."""
+
+import contextlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from tvf_core import checkpoints, cli, data, evaluate, fields, integrate, losses, metrics, profiles, train
+from tvf_core.methods import Model, NetworkConfig
+from tvf_core.profiles import Profile
+
+PLANE, SOLID = (1, 1, 24, 20), (1, 1, 20, 18, 17)
+
+
+@contextlib.contextmanager
+def rejects(error, *words):
+    """The block must raise ``error`` with a message of one line that holds every word."""
+    with pytest.raises(error) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message.strip() and len(message) < 300, message
+    missing = [word for word in words if word not in message]
+    assert not missing, f"{missing} not in: {message}"
+
+
+def changed(shape, value):
+    image = torch.rand(shape)
+    image.view(-1)[7] = value
+    return image
+
+
+PAIRS = {  # name: (dim of the model, moving, fixed, error, words)
+    "two shapes": (2, torch.rand(PLANE), torch.rand(1, 1, 24, 21), ValueError, ["(1, 1, 24, 20)", "(1, 1, 24, 21)", "same shape"]),
+    "two batch sizes": (2, torch.rand(PLANE), torch.rand(2, 1, 24, 20), ValueError, ["(2, 1, 24, 20)", "same shape"]),
+    "NaN": (2, torch.rand(PLANE), changed(PLANE, torch.nan), ValueError, ["fixed", "NaN", "finite"]),
+    "infinite": (3, changed(SOLID, torch.inf), torch.rand(SOLID), ValueError, ["moving", "infinite", "finite"]),
+    "no batch axis in 3D": (3, torch.rand(SOLID[1:]), torch.rand(SOLID[1:]), ValueError, ["3D", "(1, 20, 18, 17)", "batch"]),
+    "no batch axis in 2D": (2, torch.rand(PLANE[1:]), torch.rand(PLANE[1:]), ValueError, ["(1, 24, 20)", "batch"]),
+    "bare array of 3D": (3, torch.rand(SOLID[2:]), torch.rand(SOLID[2:]), ValueError, ["(20, 18, 17)", "batch"]),
+    "3D for 2D": (2, torch.rand(SOLID), torch.rand(SOLID), ValueError, ["2D", "(1, 1, 20, 18, 17)"]),
+    "2D for 3D": (3, torch.rand(PLANE), torch.rand(PLANE), ValueError, ["3D", "(1, 1, 24, 20)"]),
+    "two channels": (2, torch.rand(1, 2, 24, 20), torch.rand(1, 2, 24, 20), ValueError, ["one channel", "(1, 2, 24, 20)"]),
+    "integers": (2, torch.ones(PLANE, dtype=torch.uint8), torch.rand(PLANE), TypeError, ["floating-point", "uint8"]),
+    "array": (2, np.ones(PLANE), torch.rand(PLANE), TypeError, ["torch.Tensor", "ndarray"]),
+    "too small": (2, torch.rand(1, 1, 12, 16), torch.rand(1, 1, 12, 16), ValueError, ["(12, 16)", "16 voxels"]),
+}
+
+
+@pytest.mark.parametrize("method", ["identity", "tm", "tm-tvf"])
+@pytest.mark.parametrize("case", PAIRS)
+def test_register_rejects(case, method):
+    dim, moving, fixed, error, words = PAIRS[case]
+    if (case, method) == ("too small", "identity"):
+        pytest.skip("doing nothing works at any size")
+    model = Model(NetworkConfig(method, dim, time_steps=1))
+    with rejects(error, *words):
+        model.register(moving, fixed)
+
+
+LABELS = torch.ones(PLANE, dtype=torch.long)
+ZERO = torch.zeros(1, 2, 24, 20)
+CALLS = {  # name: (call, error, words)
+    "labels as float": (lambda: losses.soft_dice(LABELS.float(), ZERO, LABELS, 3), TypeError, ["moving_labels", "integers", "float32"]),
+    "negative labels": (lambda: losses.label_mse(LABELS, ZERO, -LABELS, 3), ValueError, ["fixed_labels", ">= 0", "-1"]),
+    "labels without channel": (lambda: metrics.dice(LABELS[0], LABELS, LABELS, [1]), ValueError, ["warped", "(1, 24, 20)"]),
+    "labels of another size": (lambda: metrics.dice(LABELS, LABELS, LABELS[..., :-1], [1]), ValueError, ["moving", "(24, 19)", "(24, 20)"]),
+    "labels for two channels": (lambda: losses.soft_dice(LABELS.expand(1, 2, 24, 20), ZERO, LABELS, 3), ValueError, ["(1, 2, 24, 20)"]),
+    "too few classes": (lambda: losses.soft_dice(LABELS, ZERO, LABELS, 1), ValueError, ["labels reach 1", "2 classes", "got 1"]),
+    "components": (lambda: fields.warp(torch.rand(PLANE), torch.zeros(1, 3, 24, 20)), ValueError, ["2 components", "(1, 3, 24, 20)"]),
+    "integer displacement": (lambda: fields.warp(torch.rand(PLANE), ZERO.long()), TypeError, ["floating-point", "int64"]),
+    "displacement of another size": (lambda: fields.warp(torch.rand(PLANE), ZERO[..., 1:]), ValueError, ["(1, 1, 24, 20)", "(1, 2, 24, 19)"]),
+    "fields of two sizes": (lambda: fields.compose(ZERO, ZERO[..., 1:]), ValueError, ["(1, 2, 24, 20)", "(1, 2, 24, 19)"]),
+    "interpolation": (lambda: fields.warp(torch.rand(PLANE), ZERO, "cubic"), ValueError, ["cubic", "linear", "nearest"]),
+    "integrator": (lambda: integrate.flow(ZERO[:, None], "rk5"), ValueError, ["rk5", "euler", "heun", "rk4"]),
+    "no substeps": (lambda: integrate.flow(ZERO[:, None], substeps=0), ValueError, ["at least 1", "got 0"]),
+    "velocity without time": (lambda: integrate.flow(ZERO), ValueError, ["velocity", "(1, 24, 20)"]),
+    "similarity shapes": (lambda: losses.lncc(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "same shape"]),
+    "mse shapes": (lambda: losses.mse(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "same shape"]),
+    "even window": (lambda: losses.lncc(torch.rand(PLANE), torch.rand(PLANE), 8), ValueError, ["odd", "8"]),
+    "beta": (lambda: losses.lddmm_energy(ZERO[:, None], beta=0), ValueError, ["beta", ">= 1", "0"]),
+    "SDlogJ kind": (lambda: metrics.sdlogj(ZERO, "paper"), ValueError, ["paper", "official", "textbook"]),
+    "SDlogJ grid": (lambda: metrics.sdlogj(torch.zeros(1, 2, 4, 20)), ValueError, ["2 voxels", "(4, 20)"]),
+    "ssim shapes": (lambda: metrics.ssim(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "one shape"]),
+    "method": (lambda: Model(NetworkConfig("vxm", 2)), ValueError, ["vxm", "tm-tvf"]),
+    "network size": (lambda: Model(NetworkConfig("tm", 2, "giant")), ValueError, ["giant", "demo", "large"]),
+    "network integrator": (lambda: Model(NetworkConfig("tm-tvf", 2, integrator="rk5")), ValueError, ["rk5", "rk4"]),
+    "dimension": (lambda: Model(NetworkConfig("tm", 4)), ValueError, ["dim", "2 or 3", "4"]),
+    "no time steps": (lambda: Model(NetworkConfig("tm-tvf", 2, time_steps=0)), ValueError, ["at least 1", "0"]),
+    "data set": (lambda: data.load("demo_face", "test"), ValueError, ["demo_face", "demo_faces", "demo_brains"]),
+    "split": (lambda: data.load("demo_faces", "validation"), ValueError, ["validation", "train", "val", "test"]),
+    "size of brains": (lambda: data.load("demo_brains", "test", 64), ValueError, ["64", "(52, 64, 56)"]),
+    "subject": (lambda: data.pairs.demo_brains.make_subject(50), ValueError, ["49", "50"]),
+    "expression": (lambda: data.pairs.demo_faces.render(0, "bored"), ValueError, ["bored", "happy"]),
+    "face": (lambda: data.pairs.demo_faces.render(67, "happy"), ValueError, ["66", "67"]),
+    "trained method": (lambda: train.train("identity", Profile("toy2d")), ValueError, ["identity", "tm-tvf"]),
+    "evaluated method": (lambda: evaluate.evaluate("vxm", "toy2d"), ValueError, ["vxm", "tm-tvf", "identity"]),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_wrong_argument_is_named(case):
+    call, error, words = CALLS[case]
+    with rejects(error, *words):
+        call()
+
+
+PROFILES = {  # name: (values, words)
+    "text for a number": ({"data": "demo_faces", "lr": "1e-4"}, ["lr", "float", "1e-4", "1.0e-4"]),
+    "number for text": ({"data": 3}, ["data", "str", "3"]),
+    "fraction of steps": ({"data": "demo_faces", "steps": 1.5}, ["steps", "int", "1.5"]),
+    "truth for a number": ({"data": "demo_faces", "batch": True}, ["batch", "int", "True"]),
+    "unknown key": ({"data": "demo_faces", "learning_rate": 0.1}, ["learning_rate", "lr", "batch"]),
+    "no data": ({"lr": 0.1}, ["data"]),
+    "no steps": ({"data": "demo_faces", "steps": 0}, ["steps", "positive", "0"]),
+    "negative rate": ({"data": "demo_faces", "lr": -0.1}, ["lr", "positive", "-0.1"]),
+    "rate that is no number": ({"data": "demo_faces", "lr": float("nan")}, ["lr", "positive", "nan"]),
+    "negative size": ({"data": "demo_faces", "image_size": -1}, ["image_size", "negative", "-1"]),
+}
+
+
+@pytest.mark.parametrize("case", PROFILES)
+def test_wrong_profile_is_named(case, tmp_path):
+    values, words = PROFILES[case]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with rejects(ValueError, "mine.yaml", *words):
+        profiles.read(str(path))
+
+
+def test_unscientific_yaml_numbers_are_caught_as_they_are_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: demo_faces\nlr: 1e-4\n")  # YAML 1.1 reads this as text
+    with rejects(ValueError, "lr", "1.0e-4"):
+        profiles.read(str(path))
+
+
+def test_unknown_profile_lists_those_that_exist():
+    with rejects(ValueError, "demo_face", "demo_faces", "demo_brains"):
+        profiles.read("demo_face")
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "data: [1, 2\n", ""], ids=["list", "broken", "empty"])
+def test_profile_that_is_not_key_value_yaml_is_named(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with rejects(ValueError, "mine.yaml"):
+        profiles.read(str(path))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Write a weights file: ``weights(config, state=None)``."""
+
+    def write(config, state=None):
+        path = tmp_path / "given.safetensors"
+        checkpoints.save(path, state or Model(config).network.state_dict(), config)
+        return path
+
+    return write
+
+
+def test_missing_weights_say_how_to_get_them(toy_data, tmp_path):
+    with rejects(FileNotFoundError, "nothing.safetensors", "tvf train"):
+        evaluate.evaluate("tm", "toy2d", weights=tmp_path / "nothing.safetensors", progress=False)
+
+
+def test_random_bytes_are_no_weights(tmp_path):
+    path = tmp_path / "given.safetensors"
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    with rejects(ValueError, "given.safetensors", "not a weights file"):
+        checkpoints.load(path)
+
+
+def test_cut_off_weights_are_no_weights(weights):
+    path = weights(NetworkConfig("tm", 2))
+    path.write_bytes(path.read_bytes()[:-1000])
+    with rejects(ValueError, "given.safetensors", "not a weights file"):
+        checkpoints.load(path)
+
+
+def test_safetensors_of_another_program_are_no_weights(tmp_path):
+    path = tmp_path / "given.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    with rejects(ValueError, "given.safetensors", "not a weights file"):
+        checkpoints.load(path)
+
+
+def test_weights_that_do_not_fit_their_own_configuration_are_named(weights):
+    path = weights(NetworkConfig("tm-tvf", 2), Model(NetworkConfig("tm", 2)).network.state_dict())
+    with rejects(ValueError, "given.safetensors"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("config,words", [(NetworkConfig("tm", 2), ["of tm,", "tm-tvf"]),
+                                          (NetworkConfig("tm-tvf", 3, time_steps=2), ["3D", "2D", "toy2d"])],
+                         ids=["method", "dimension"])
+def test_weights_of_another_method_or_dimension_are_named(toy_data, weights, config, words):
+    with rejects(ValueError, "given.safetensors", *words):
+        evaluate.evaluate("tm-tvf", "toy2d", weights=weights(config), progress=False)
+
+
+@pytest.mark.parametrize("arguments,words", [
+    ("train --method vxm --profile demo_faces", ["vxm", "tm-tvf"]),
+    ("train --method tm --profile demo_face", ["demo_face", "demo_faces"]),
+    ("train --method tm --profile toy.yaml --steps -5", ["steps", "-5"]),
+    ("train --method tm --profile broken.yaml", ["broken.yaml"]),
+    ("evaluate --method tm --data demo_face", ["demo_face", "demo_faces"]),
+    ("evaluate --method tm --data toy2d --split all", ["all", "val"]),
+    ("evaluate --method tm --data toy2d --limit -3 --weights tm.safetensors", ["-3"]),
+    ("evaluate --method tm --data toy2d --weights nothing.safetensors", ["nothing.safetensors", "tvf train"]),
+    ("draw --method tm --data toy2d --pair 2 --weights tm.safetensors", ["pair", "0 to 1", "2"]),
+])
+def test_the_command_ends_with_one_line(arguments, words, toy_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text("data: toy2d\n")
+    (tmp_path / "broken.yaml").write_text("data: [1\n")
+    config = NetworkConfig("tm", 2)
+    checkpoints.save(tmp_path / "tm.safetensors", Model(config).network.state_dict(), config)
+    monkeypatch.setattr(sys, "argv", ["tvf", *arguments.split()])
+    with rejects(SystemExit, "tvf: ", *words):
+        cli.main()
+
+
+def test_the_installed_command_prints_no_traceback():
+    run = subprocess.run([sys.executable, "-c", "from tvf_core.cli import main; main()", "train", "--method", "vxm", "--profile", "demo_faces"],
+                         capture_output=True, text=True)
+    assert run.returncode not in (0, None)
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    assert "vxm" in run.stderr and "tm-tvf" in run.stderr and "Traceback" not in run.stderr
