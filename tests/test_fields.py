@@ -50,8 +50,8 @@ def test_zero_displacement_is_the_identity(shape):
     image, zero = noise(shape, 2), torch.zeros(1, len(shape), *shape)
     image = (image - image.min()) / (image.max() - image.min())  # intensities in [0, 1], as everywhere
     worst = (fields.warp(image, zero) - image).abs().max()
-    # float32 sampling coordinates resolve 6e-8 of an axis: beyond 16 voxels white noise shows it.
-    assert worst <= max(1e-6, 6e-8 * max(shape)), f"differs by {worst:.1e}"
+    # float32 sampling coordinates resolve about 6e-8 of an axis: long axes of white noise show it.
+    assert worst <= max(1e-6, 1e-7 * sum(shape)), f"differs by {worst:.1e}"
     assert (fields.warp(image.double(), zero.double()) - image).abs().max() <= 1e-12
     assert torch.equal(fields.warp(image, zero, "nearest"), image)
 

@@ -11,9 +11,9 @@ from . import __version__
 from .paths import sha256
 
 
-def code_hash() -> str:
-    """Hash of every Python file of the package: changes whenever results could."""
-    return sha256(*sorted(Path(__file__).parent.rglob("*.py")))[:16]
+# Hash of every Python file of the package, which changes whenever results could. Taken at import: a process
+# that outlives an edit goes on with the code it has loaded.
+CODE = sha256(*sorted(Path(__file__).parent.rglob("*.py")))[:16]
 
 
 def run_card(settings: dict, seconds: float, device) -> dict:
@@ -26,5 +26,5 @@ def run_card(settings: dict, seconds: float, device) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "tvf_core": __version__,
-        "code": code_hash(),
+        "code": CODE,
     }

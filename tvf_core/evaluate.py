@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoints, fields, metrics
-from .card import code_hash, run_card
+from .card import CODE, run_card
 from .checks import one_of
 from .data import PairData, load
 from .methods import METHODS, Model, NetworkConfig
@@ -90,7 +90,7 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     summary_file, rows_file = folder / f"{method}.json", folder / f"{method}.csv"
     if summary_file.exists():
         known = json.loads(summary_file.read_text())
-        if known["card"]["settings"] == settings and known["card"]["code"] == code_hash():
+        if known["card"]["settings"] == settings and known["card"]["code"] == CODE:
             return known
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -197,7 +197,7 @@ def forward_and_backward(rows: list[tuple[str, torch.Tensor, torch.Tensor, Regis
     -------
     Figure with moving, fixed, moving warped forward, phi, fixed warped backward, phi^-1, det J.
     """
-    fig, axes = plt.subplots(len(rows), 7, figsize=(13, 2.05 * len(rows)), squeeze=False)
+    fig, axes = plt.subplots(len(rows), 7, figsize=(13, 2.05 * len(rows) + 0.35), squeeze=False)
     for line, (name, moving, fixed, result) in zip(axes, rows):
         inverse = result.inverse()
         show(line[0], moving[0, 0], f"moving ({name})" if name else "moving", axis)

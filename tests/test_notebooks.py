@@ -1,0 +1,42 @@
+"""The training notebooks run from a profile, as papermill users run them; the README shows stored results."""
+
+import re
+
+import papermill
+import pytest
+import yaml
+
+from tvf_core import evaluate, tables
+from tvf_core.methods import METHODS
+from tvf_core.paths import RESULTS, ROOT
+
+
+@pytest.mark.parametrize("name", ["03_train_faces", "04_train_brains"])
+def test_the_smoke_profile_runs_the_notebook(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TVF_RUNS", str(tmp_path / "runs"))
+    profile = yaml.safe_load((ROOT / "notebooks" / "profiles" / f"smoke_{name.rsplit('_')[-1]}.yaml").read_text())
+    done = papermill.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb", parameters=profile,
+                                      cwd=tmp_path, kernel_name="python3", progress_bar=False)
+    assert any("injected-parameters" in cell.metadata.tags for cell in done.cells)
+    written = evaluate.read_results(tmp_path / "runs" / "results", profile["data"])
+    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(METHODS, profile["test_pairs"])
+
+
+def test_a_mistyped_parameter_stops_the_notebook(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="steps must be int"):
+        papermill.execute_notebook(ROOT / "notebooks" / "03_train_faces.ipynb", tmp_path / "out.ipynb",
+                                   parameters={"steps": "many"}, kernel_name="python3", progress_bar=False)
+
+
+@pytest.mark.parametrize("number, data", [(1, "demo_faces"), (2, "demo_brains")])
+def test_the_readme_shows_the_stored_results(number, data):
+    block = re.search(rf"<!-- table{number} -->\n(.*?)\n<!-- end table{number} -->", (ROOT / "README.md").read_text(), re.S)[1]
+    assert block == tables.comparison(number, evaluate.read_results(RESULTS, data))
+
+
+@pytest.mark.parametrize("data, metric, margin", [("demo_faces", "ssim", 0.02), ("demo_brains", "dice", 0.1)])
+def test_the_stored_results_clearly_beat_no_registration(data, metric, margin):
+    stored = {m: s["summary"] for m, s in evaluate.read_results(RESULTS, data).items()}
+    assert set(stored) == set(METHODS)
+    assert stored["tm-tvf"][metric]["mean"] > stored["identity"][metric]["mean"] + margin
+    assert stored["identity"]["folding_percent"]["mean"] == 0
