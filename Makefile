@@ -39,7 +39,8 @@ book: env  ## execute the notebooks and build the book into _build/html
 
 test: env  ## run the unit tests, then compare every notebook with its stored outputs
 	$(PY) -m pytest
-	$(PY) -m pytest --nbval --nbval-current-env notebooks
+	rm -rf _build/test-runs  # so that every notebook computes its results again
+	TVF_RUNS=$(CURDIR)/_build/test-runs $(PY) -m pytest --nbval --nbval-current-env notebooks
 
 notebooks: env  ## execute the notebooks and store their outputs (maintainer)
 	@$(PY) book/build.py --store $(ARGS)

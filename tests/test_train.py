@@ -241,3 +241,12 @@ def test_results_are_read_in_the_order_of_the_table(toy_data, evaluated, tmp_pat
     rows = evaluate.read_rows("tm-tvf", "toy2d", tmp_path)
     assert list(rows["pair"]) == ["i6->i7", "i7->i6"]
     assert rows["dice"].mean() == pytest.approx(first["summary"]["dice"]["mean"])
+
+
+def test_a_finished_run_is_returned_and_one_with_other_settings_refused(toy_data, tmp_path):
+    first = run("tm", "toy2d", 2, tmp_path)
+    written = first["weights"].stat().st_mtime_ns
+    again = run("tm", "toy2d", 2, tmp_path)
+    assert again == first and again["weights"].stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        run("tm", "toy2d", 2, tmp_path, seed=1)

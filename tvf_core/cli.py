@@ -52,7 +52,7 @@ def train(method: str, profile: str, steps: int = 0, seed: int = 0, out: Path | 
 
 @app.command
 def evaluate(method: str, data: str, weights: Path | None = None, split: str = "test", limit: int = 0,
-             out: Path | None = None) -> None:
+             image_size: int = 0, out: Path | None = None) -> None:
     """Score a method on a data set: a row per pair (CSV) and a summary (JSON).
 
     Args:
@@ -61,20 +61,20 @@ def evaluate(method: str, data: str, weights: Path | None = None, split: str = "
         weights: a .safetensors file; default the shipped one.
         split: train, val or test.
         limit: evaluate only so many pairs; 0 is all.
+        image_size: edge of the images, as in training; 0 is the data set's own size.
         out: results folder; default runs/results.
     """
-    _print_summary(evaluation.evaluate(method, data, weights=weights, split=split, limit=limit, out=out))
+    _print_summary(evaluation.evaluate(method, data, weights=weights, split=split, limit=limit, image_size=image_size, out=out))
 
 
 @app.command(name="train-all")
 def train_all() -> None:
-    """Retrain every shipped network (runs/), put the weights into book/weights, evaluate into book/results."""
+    """Train every shipped network in runs/ (finished ones are kept), copy to book/weights, evaluate into book/results."""
     for name in DEMO_PROFILES:
         profile = profiles.read(name)
         for method in [m for m, entry in METHODS.items() if entry.build]:
             out = runs() / profile.data / method
-            if not (out / "weights.safetensors").exists():
-                training.train(method, profile, out=out)
+            training.train(method, profile, out=out)
             target = checkpoints.shipped(method, profile.data)
             target.parent.mkdir(parents=True, exist_ok=True)
             for suffix in (".safetensors", ".json"):
@@ -96,7 +96,8 @@ def evaluate_all() -> None:
 
 
 @app.command
-def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, out: Path = Path("registration.png")) -> None:
+def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, image_size: int = 0,
+         out: Path = Path("registration.png")) -> None:
     """Draw one registered test pair: warped images, deformed grids forward and backward, Jacobian.
 
     Args:
@@ -104,12 +105,13 @@ def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, out
         data: demo_faces or demo_brains.
         pair: number of the test pair.
         weights: a .safetensors file; default the shipped one.
-        out: picture to write.
+        image_size: edge of the images, as in training; 0 is the data set's own size.
+        out: PNG to write.
     """
     from . import figures  # matplotlib is slow to import, and the other commands need none of it
 
     model = evaluation.load_model(method, data, weights)
-    pairs = load(data, "test", progress=True)
+    pairs = load(data, "test", image_size or None, progress=True)
     if not 0 <= pair < len(pairs):
         raise ValueError(f"pair: expected 0 to {len(pairs) - 1}, got {pair}")
     item = pairs.batch([pair])
@@ -133,7 +135,7 @@ def main() -> None:
     except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"tvf: {error}")
     except KeyboardInterrupt:
-        sys.exit("tvf: stopped; the same command continues where the last saved state was")
+        sys.exit("tvf: stopped; a training continues from its last saved state with the same command")
 
 
 if __name__ == "__main__":

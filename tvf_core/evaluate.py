@@ -32,8 +32,8 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=tuple(METRI
     pair = {name: value[None].to(device) for name, value in data[k].items()}
     start = time.perf_counter()
     result = model.register(pair["moving"], pair["fixed"])
+    u = result.displacement.cpu()  # waits for a GPU to finish
     row = {"seconds": time.perf_counter() - start}
-    u = result.displacement.cpu()
     if "dice" in wanted and data.classes:
         moving, fixed = pair["moving_labels"].cpu(), pair["fixed_labels"].cpu()
         per_label = metrics.dice(fields.warp_labels(moving, u), fixed, moving, list(data.label_names))

@@ -23,6 +23,11 @@ STYLE = {
 COLORS = {"identity": "#888888", "tm": "#1f77b4", "tm-tvf-lddmm": "#2ca02c", "tm-tvf": "#d62728"}
 
 
+def color_of(method: str) -> str:
+    """The book's colour of a method; grey for one that has none."""
+    return COLORS.get(method, "#555555")
+
+
 def use_style() -> None:
     """Set the book's matplotlib style."""
     plt.rcParams.update(STYLE)
@@ -102,7 +107,7 @@ def box_plot(ax, values: dict[str, list[float]], ylabel: str, titles: dict[str, 
     """One box per method, in the book's colours; the points are the pairs."""
     rng = np.random.default_rng(0)
     for position, (method, numbers) in enumerate(values.items()):
-        color = COLORS.get(method, "#555555")
+        color = color_of(method)
         ax.boxplot([numbers], positions=[position], widths=0.55, showfliers=False,
                    medianprops={"color": color}, boxprops={"color": color}, whiskerprops={"color": color}, capprops={"color": color})
         ax.plot(position + rng.uniform(-0.18, 0.18, len(numbers)), numbers, ".", ms=2, alpha=0.4, color=color)

@@ -74,7 +74,11 @@ def label_mse(moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_lab
 
 
 def diffusion(field: torch.Tensor) -> torch.Tensor:
-    """Mean squared forward difference of a field ``(B, D, *S)``, averaged over the axes."""
+    """Mean squared forward difference of a field ``(B, D, *S)``, averaged over the axes.
+
+    The methods apply it to the final displacement, as the released code does; the paper's eq. 3
+    writes it for the velocity at the end point.
+    """
     rank = check_field(field, "field")
     return sum(torch.diff(field, dim=2 + a).square().mean() for a in range(rank)) / rank
 

@@ -64,7 +64,7 @@ def read(name: str) -> Profile:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         raise ValueError(f"unknown profile {name!r}; known: {known}, or the path of a YAML file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"profile {name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -20,7 +20,7 @@ COLUMNS = {
 
 def paper_values() -> dict:
     """The numbers printed in the paper: ``table1`` and ``table2``, method -> metric -> mean and std."""
-    return yaml.safe_load((ROOT / "book" / "paper_values.yaml").read_text())
+    return yaml.safe_load((ROOT / "book" / "paper_values.yaml").read_text(encoding="utf-8"))
 
 
 def comparison(number: int, results: dict[str, dict]) -> str:
@@ -40,13 +40,13 @@ def comparison(number: int, results: dict[str, dict]) -> str:
 def update_readme(tables: dict[str, str]) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- end name -->`` in the README."""
     path = ROOT / "README.md"
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
         text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
         if count != 1:
             raise ValueError(f"README.md: expected one block '<!-- {name} --> ... <!-- end {name} -->', found {count}")
     with write_then_rename(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

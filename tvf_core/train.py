@@ -1,8 +1,8 @@
 """Train a method on pairs of images: one flat loop, on whatever devices accelerate finds.
 
-The paper's recipe: Adam with AMSGrad, polynomial decay of the learning rate, both directions of
-every pair (one after the other, each its own step), the weights of the best validation kept.
-Everything random at a step follows from (seed, step, process), so a run that was stopped continues
+The recipe of the released code: Adam with AMSGrad, polynomial decay of the learning rate, both
+directions of every pair (one after the other, each its own step), the weights of the best validation
+kept. With several processes each draws its own ``batch`` pairs. Everything random at a step follows from (seed, step, process), so a run that was stopped continues
 from its last saved state as if nothing had happened.
 """
 
@@ -44,7 +44,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         where there are labels, else SSIM); the best are kept.
     save_minutes : how often the resumable state is saved.
     out : folder for ``weights.safetensors``, ``weights.json`` (the card), ``history.jsonl`` and
-        ``state.pt``; default ``runs/<data>/<method>``. A state found there is continued.
+        ``state.pt``; default ``runs/<data>/<method>``. An unfinished run found there is continued, a
+        finished one returned; one with other settings is an error.
 
     Returns
     -------
@@ -55,12 +56,19 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     out = Path(out) if out else runs() / profile.data / method
-    splits = {name: load(profile.data, name, profile.image_size or None, progress) for name in ("train", "val")}
+    accelerator = Accelerator()
+    with accelerator.main_process_first():  # one process generates the embedded data, the others find it
+        splits = {name: load(profile.data, name, profile.image_size or None, progress) for name in ("train", "val")}
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
     training = {k: v for k, v in asdict(profile).items() if k not in ("live_steps", "test_pairs")}
-    recipe = {"method": method, **training, "steps": steps, "seed": seed, "network": asdict(config)}
+    recipe = {"method": method, **training, "steps": steps, "seed": seed, "network": asdict(config),
+              "processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+    if (out / "weights.json").exists():
+        card = json.loads((out / "weights.json").read_text())
+        _same_settings(card["settings"], recipe, out)
+        history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        return card | {"history": history, "weights": out / "weights.safetensors"}
 
-    accelerator = Accelerator()
     torch.manual_seed(seed)
     network = Model(config).network
     optimizer = torch.optim.Adam(network.parameters(), lr=profile.lr, amsgrad=True)
@@ -71,8 +79,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     state_file = out / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        if json.loads(state["recipe"]) != recipe:
-            raise ValueError(f"{state_file} belongs to a run with other settings; choose another out folder or delete it")
+        _same_settings(json.loads(state["recipe"]), recipe, out)
         plain.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         begin, best, spent, history = state["step"], state["best"], state["seconds"], json.loads(state["history"])
@@ -112,7 +119,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         done = step + 1
         if done % max(1, steps // validations) == 0 or done == steps:
             record["validation"] = validate(plain, config, splits["val"], validation_pairs, accelerator.device)
-            if best_weights is None or record["validation"] > best:
+            if best_weights is None or not best >= record["validation"]:  # also if the first score was NaN
                 best = record["validation"]
                 best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
         history.append(record)
@@ -134,6 +141,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
             temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
         write_json(out / "weights.json", card)
         state_file.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
     return card | {"history": history, "weights": out / "weights.safetensors"}
 
 
@@ -156,6 +164,12 @@ def validate(network, config: NetworkConfig, data: PairData, limit: int, device)
     chosen = np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int)
     metric = "dice" if data.classes else "ssim"
     return float(np.mean([score(model, data, int(k), device, [metric])[metric] for k in chosen]))
+
+
+def _same_settings(found: dict, wanted: dict, out: Path) -> None:
+    different = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+    if different:
+        raise ValueError(f"{out} holds a run with other settings ({', '.join(different)}); choose another out folder or delete it")
 
 
 def _seed(seed: int, step: int, process: int) -> int:

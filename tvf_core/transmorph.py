@@ -1,8 +1,11 @@
 """TransMorph (Chen et al. 2022, Medical Image Analysis 82): Swin encoder, convolutional decoder, one field.
 
 The decoder down to a quarter of the resolution is a module of its own, because the time-varying
-model (``tvf.py``) shares it. Sizes and layers are those of the released code, 2D and 3D; any image
-size works, since every level pads inside and crops back.
+model (``tvf.py``) shares it. Widths, layers and parameter counts are those of the released code, 2D
+and 3D. Four things differ, so that fields keep their geometry and released weights do not fit here:
+images are halved by 2 x 2 means (released: width 3, stride 2, zero padding), a half-resolution field
+is doubled in value too, the unused convolution of the half-resolution variant is left out, and every
+warp has the identity as its zero. Any image size works: every level pads inside and crops back.
 """
 
 from __future__ import annotations

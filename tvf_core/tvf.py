@@ -23,7 +23,8 @@ class TimeVaryingVelocity(nn.Module):
     ----------
     backbone : module ``(B, 2, *S) -> (B, channels, *ceil(S / 4))``, with ``dim`` and ``channels``.
     steps : N, the number of velocity fields; each has its own weights, so N is fixed by training.
-    method : integrator that builds the map (``euler`` is the paper's update, eq. 2).
+    method : integrator that builds the map. ``euler`` is the paper's update; the shipped weights were
+        trained with ``rk4``, one step per interval.
 
     Notes
     -----

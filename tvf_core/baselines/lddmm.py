@@ -31,7 +31,7 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
     Returns
     -------
     registration : Registration, its velocity on the image grid.
-    history : list of {"mse", "energy"} per evaluation; energy is weighted.
+    history : list of {"mse", "energy"} per evaluation, line searches included; energy is weighted.
     """
     dim = check_pair(moving, fixed)
     shape = moving.shape[2:]
@@ -41,7 +41,7 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
     history = []
 
     def terms():
-        velocity = smooth(w * scale, alpha, gamma, beta)
+        velocity = smooth(w * scale, dim, alpha, gamma, beta)
         displacement = flow(velocity, integrator)
         energy = weight * (w * scale).square().sum(2).mean()
         return losses.mse(fields.warp(moving, displacement), fixed), energy, velocity, displacement
@@ -60,13 +60,12 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
         return Registration(displacement, fields.warp(moving, displacement), velocity, integrator), history
 
 
-def smooth(w: torch.Tensor, alpha: float, gamma: float, beta: int) -> torch.Tensor:
-    """``L^-1 w`` for fields ``(..., *S)`` over the last D axes, D the size of the axis before them.
+def smooth(w: torch.Tensor, dim: int, alpha: float, gamma: float, beta: int) -> torch.Tensor:
+    """``L^-1 w`` over the last ``dim`` axes of a tensor.
 
     Exact inverse of the operator in :func:`losses.lddmm_energy`: mirrored borders are an even
     extension to twice the size, where the Fourier transform diagonalises the stencil.
     """
-    dim = next(d for d in (2, 3) if w.dim() > d and w.shape[-d - 1] == d)
     axes = tuple(range(-dim, 0))
     mirrored = w
     for axis in axes:

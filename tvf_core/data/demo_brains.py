@@ -1,4 +1,4 @@
-"""Demo brains: the MNI152 template under random diffeomorphisms that are known exactly.
+"""Demo brains: the MNI152 template under random diffeomorphisms that are known (up to integration error).
 
 The anatomy is the ICBM 152 nonlinear 2009 symmetric template (Fonov et al. 2011, NeuroImage 54,
 313-327), whose T1, grey and white matter maps ship inside ``nilearn``: nothing is downloaded. Subject
