@@ -24,7 +24,7 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
     ----------
     moving, fixed : (B, 1, *S) float in [0, 1].
     steps : T, the number of velocity fields.
-    alpha, gamma, beta : ``L = (-alpha Laplacian + gamma)^beta``, see :func:`losses.lddmm_energy`.
+    alpha, gamma, beta : ``L = (-alpha Laplacian + gamma)^beta``, see :func:`tvf_core.losses.lddmm_energy`.
     weight : of the energy against the mean squared difference of the images.
     iterations : of LBFGS, a few evaluations each.
 
@@ -63,7 +63,7 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
 def smooth(w: torch.Tensor, dim: int, alpha: float, gamma: float, beta: int) -> torch.Tensor:
     """``L^-1 w`` over the last ``dim`` axes of a tensor.
 
-    Exact inverse of the operator in :func:`losses.lddmm_energy`: mirrored borders are an even
+    Exact inverse of the operator in :func:`tvf_core.losses.lddmm_energy`: mirrored borders are an even
     extension to twice the size, where the Fourier transform diagonalises the stencil.
     """
     axes = tuple(range(-dim, 0))
