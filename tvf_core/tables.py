@@ -61,4 +61,4 @@ def plus_minus(value: dict | None, digits: int = 3) -> str:
         return "–"
     if "upper_bound" in value:
         return f"< {value['upper_bound']:.{digits}f}"
-    return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{value['std']:.{digits}f}"
