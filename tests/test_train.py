@@ -129,7 +129,7 @@ def test_pairs_come_in_both_directions_and_change(toy_data):
 
 def test_a_stacked_batch_holds_each_pair_in_its_order(toy_data):
     part = data.load("toy2d", "train")
-    batch = train.stack(part, [(0, 1), (3, 2)])
+    batch = part.stack([(0, 1), (3, 2)])
     for row, (moving, fixed) in enumerate([(0, 1), (3, 2)]):
         for key, value in part.take(moving, fixed).items():
             assert torch.equal(batch[key][row], value)

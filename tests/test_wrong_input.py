@@ -196,7 +196,7 @@ def test_weights_that_do_not_fit_their_own_configuration_are_named(weights):
         checkpoints.load(path)
 
 
-@pytest.mark.parametrize("config,words", [(NetworkConfig("tm", 2), ["of tm,", "tm-tvf"]),
+@pytest.mark.parametrize("config,words", [(NetworkConfig("tm", 2), ["holds tm in 2D", "tm-tvf"]),
                                           (NetworkConfig("tm-tvf", 3, time_steps=2), ["3D", "2D", "toy2d"])],
                          ids=["method", "dimension"])
 def test_weights_of_another_method_or_dimension_are_named(toy_data, weights, config, words):

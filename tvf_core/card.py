@@ -10,7 +10,6 @@ import torch
 from . import __version__
 from .paths import sha256
 
-
 # Hash of every Python file of the package, which changes whenever results could. Taken at import: a process
 # that outlives an edit goes on with the code it has loaded.
 CODE = sha256(*sorted(Path(__file__).parent.rglob("*.py")))[:16]

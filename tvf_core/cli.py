@@ -110,8 +110,8 @@ def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, ima
     """
     from . import figures  # matplotlib is slow to import, and the other commands need none of it
 
-    model = evaluation.load_model(method, data, weights)
     pairs = load(data, "test", image_size or None, progress=True)
+    model = evaluation.load_model(method, pairs, weights)
     if not 0 <= pair < len(pairs):
         raise ValueError(f"pair: expected 0 to {len(pairs) - 1}, got {pair}")
     item = pairs.batch([pair])

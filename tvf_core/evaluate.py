@@ -18,16 +18,11 @@ from .data import PairData, load
 from .methods import METHODS, Model, NetworkConfig
 from .paths import runs, sha256, write_json, write_then_rename
 
-METRICS = {  # metric -> unit, as printed
-    "dice": "mean over labels, 0 to 1",
-    "ssim": "Wang 2004, 0 to 1",
-    "sdlogj": "Learn2Reg's",
-    "folding_percent": "% of voxels with det J <= 0",
-    "inverse_error": "mean |phi^-1(phi(x)) - x| in voxels",
-}
+# Dice is the mean over labels, sdlogj Learn2Reg's, inverse_error the mean |phi^-1(phi(x)) - x| in voxels.
+METRICS = ("dice", "ssim", "sdlogj", "folding_percent", "inverse_error")
 
 
-def score(model: Model, data: PairData, k: int, device="cpu", wanted=tuple(METRICS)) -> dict[str, float]:
+def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) -> dict[str, float]:
     """Register pair ``k`` and compute metrics; ``dice`` comes with one entry per label."""
     pair = {name: value[None].to(device) for name, value in data[k].items()}
     start = time.perf_counter()
@@ -50,14 +45,15 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=tuple(METRI
     return row
 
 
-def load_model(method: str, data: str, weights: Path | None = None) -> Model:
-    """A method ready to register images of a data set, with the shipped weights unless others are given."""
+def load_model(method: str, data: PairData, weights: Path | None = None) -> Model:
+    """A method ready to register the pairs of ``data``, with the shipped weights unless others are given."""
     if METHODS[one_of(method, METHODS, "method")].build is None:
-        return Model(NetworkConfig(method, load(data, "test").dim))
-    weights = Path(weights) if weights else checkpoints.shipped(method, data)
+        return Model(NetworkConfig(method, data.dim))
+    weights = Path(weights) if weights else checkpoints.shipped(method, data.name)
     model = checkpoints.load(weights)
-    if model.config.method != method:
-        raise ValueError(f"{weights.name} holds weights of {model.config.method}, not of {method}")
+    if (model.config.method, model.config.dim) != (method, data.dim):
+        raise ValueError(f"{weights.name} holds {model.config.method} in {model.config.dim}D; "
+                         f"{data.name} with this method needs {method} in {data.dim}D")
     return model
 
 
@@ -81,9 +77,7 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     entry = METHODS[one_of(method, METHODS, "method")]
     pairs = load(data, split, image_size or None, progress)
     weights = Path(weights) if weights else checkpoints.shipped(method, data)
-    model = load_model(method, data, weights)
-    if model.config.dim != pairs.dim:
-        raise ValueError(f"{weights.name} registers {model.config.dim}D images; {data} is {pairs.dim}D")
+    model = load_model(method, pairs, weights)
     settings = {"method": method, "data": data, "split": split, "shape": list(pairs.shape), "limit": limit,
                 "weights": sha256(weights)[:16] if entry.build else None}
     folder = (Path(out) if out else runs() / "results") / data
@@ -96,10 +90,9 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if model.network is not None:
         model.network.to(device)
-    chosen = np.linspace(0, len(pairs) - 1, min(limit or len(pairs), len(pairs))).round().astype(int)
     start, rows = time.time(), []
-    for k in tqdm(chosen, desc=f"{entry.title} on {data}", disable=not progress, mininterval=1.0):
-        rows.append({"pair": pairs.pair_name(k), **score(model, pairs, int(k), device)})
+    for k in tqdm(pairs.spread(limit), desc=f"{entry.title} on {data}", disable=not progress, mininterval=1.0):
+        rows.append({"pair": pairs.pair_name(k), **score(model, pairs, k, device)})
     numbers = [key for key in rows[0] if key not in ("pair", "seconds")]
     summary = {
         "dataset": data, "method": method, "title": entry.title, "split": split, "n_pairs": len(rows),

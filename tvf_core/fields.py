@@ -165,8 +165,8 @@ def invert(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
     """Approximate inverse of ``Id + u`` by the fixed point ``w <- -u o (Id + w)``.
 
     For fields that come without a velocity. Converges where the gradient of u stays below 1;
-    where the map folds there is no inverse and the result is meaningless. Maps that come from a
-    velocity have a better inverse: ``integrate.flow(velocity, inverse=True)``.
+    where the map folds there is no inverse and the result is meaningless. A map that comes from a
+    velocity needs no iteration: ``integrate.flow(velocity, inverse=True)``.
     """
     check_field(displacement)
     inverse = torch.zeros_like(displacement)

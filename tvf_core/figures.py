@@ -9,11 +9,10 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from .fields import jacobian_determinant, warp
-from .methods import Registration
+from .methods import METHODS, Registration
 
 STYLE = {
     "figure.dpi": 96, "savefig.dpi": 96, "figure.facecolor": "white", "figure.constrained_layout.use": True,
@@ -33,19 +32,18 @@ def use_style() -> None:
     plt.rcParams.update(STYLE)
 
 
-def plane(array, axis: int = 1, index: int | None = None) -> np.ndarray:
-    """A 2D picture (vertical, horizontal) of ``(*S)``: 2D as it is, 3D cut across ``axis``, up is up."""
+def plane(array, axis: int = 1) -> np.ndarray:
+    """A 2D picture (vertical, horizontal) of ``(*S)``: 2D as it is, 3D cut across the middle of ``axis``, up is up."""
     array = _numpy(array)
     if array.ndim == 2:
         return array
-    cut = np.take(array, array.shape[axis] // 2 if index is None else index, axis)
-    return cut.T[::-1]
+    return np.take(array, array.shape[axis] // 2, axis).T[::-1]
 
 
-def show(ax, image, title: str = "", axis: int = 1, index: int | None = None, **kwargs) -> None:
+def show(ax, image, title: str = "", axis: int = 1, **kwargs) -> None:
     """Draw one image (or slice) without ticks; intensities from 0 to 1 unless told otherwise."""
-    picture = plane(image, axis, index)
-    if picture.dtype.kind == "f" and "norm" not in kwargs and "cmap" not in kwargs:
+    picture = plane(image, axis)
+    if picture.dtype.kind == "f" and "cmap" not in kwargs:
         kwargs = {"vmin": 0, "vmax": 1, **kwargs}
     ax.imshow(picture, **kwargs)
     bare(ax, title)
@@ -57,8 +55,8 @@ def bare(ax, title: str = "") -> None:
     ax.spines[:].set_visible(False)
 
 
-def grid(ax, displacement, title: str = "", axis: int = 1, index: int | None = None, every: int = 4, **kwargs) -> None:
-    """Draw the deformed grid ``x + u(x)`` of ``(D, *S)``; in 3D the in-plane part on one slice.
+def grid(ax, displacement, title: str = "", axis: int = 1, every: int = 4) -> None:
+    """Draw the deformed grid ``x + u(x)`` of ``(D, *S)``; in 3D the in-plane part on the middle slice.
 
     This is where the map sends each point of the fixed grid, i.e. where the warp reads.
     """
@@ -67,22 +65,20 @@ def grid(ax, displacement, title: str = "", axis: int = 1, index: int | None = N
         vertical, horizontal = points
         ax.invert_yaxis()
     else:
-        cut = points.shape[1 + axis] // 2 if index is None else index
+        cut = points.shape[1 + axis] // 2
         h, v = [a for a in range(3) if a != axis]
         horizontal, vertical = np.take(points[h], cut, axis).T, np.take(points[v], cut, axis).T
-    style = {"color": "#204a87", "lw": 0.6, **kwargs}
     for lines in (slice(None, None, every), slice(None)), (slice(None), slice(None, None, every)):
         h, v = horizontal[lines], vertical[lines]
-        ax.plot(*((h.T, v.T) if lines[0] != slice(None) else (h, v)), **style)
+        ax.plot(*((h.T, v.T) if lines[0] != slice(None) else (h, v)), color="#204a87", lw=0.6)
     ax.set_aspect("equal")
     bare(ax, title)
 
 
-def jacobian_map(ax, determinant, title: str = "", axis: int = 1, index: int | None = None, **kwargs):
+def jacobian_map(ax, determinant, title: str = "", axis: int = 1):
     """Colour map of det J ``(*S)``: blue shrinks, red grows, black folds (det J <= 0)."""
-    picture = plane(determinant, axis, index)
-    norm = TwoSlopeNorm(1.0, 0.0, 2.0)
-    image = ax.imshow(picture, cmap="RdBu_r", norm=norm, **kwargs)
+    picture = plane(determinant, axis)
+    image = ax.imshow(picture, cmap="RdBu_r", vmin=0, vmax=2)
     ax.imshow(np.where(picture <= 0, 0.0, np.nan), cmap="gray", vmin=0, vmax=1)
     bare(ax, title)
     return image
@@ -103,7 +99,7 @@ def learning_curve(ax, history: list[dict], score: str) -> None:
     other.set_ylabel(f"validation {score} (blue)")
 
 
-def box_plot(ax, values: dict[str, list[float]], ylabel: str, titles: dict[str, str]) -> None:
+def box_plot(ax, values: dict[str, np.ndarray], ylabel: str) -> None:
     """One box per method, in the book's colours; the points are the pairs."""
     rng = np.random.default_rng(0)
     for position, (method, numbers) in enumerate(values.items()):
@@ -111,7 +107,7 @@ def box_plot(ax, values: dict[str, list[float]], ylabel: str, titles: dict[str, 
         ax.boxplot([numbers], positions=[position], widths=0.55, showfliers=False,
                    medianprops={"color": color}, boxprops={"color": color}, whiskerprops={"color": color}, capprops={"color": color})
         ax.plot(position + rng.uniform(-0.18, 0.18, len(numbers)), numbers, ".", ms=2, alpha=0.4, color=color)
-    ax.set_xticks(range(len(values)), [titles[m] for m in values], rotation=15, ha="right")
+    ax.set_xticks(range(len(values)), [METHODS[m].title for m in values], rotation=15, ha="right")
     ax.set_ylabel(ylabel)
 
 

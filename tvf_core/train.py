@@ -2,8 +2,9 @@
 
 The recipe of the released code: Adam with AMSGrad, polynomial decay of the learning rate, both
 directions of every pair (one after the other, each its own step), the weights of the best validation
-kept. With several processes each draws its own ``batch`` pairs. Everything random at a step follows from (seed, step, process), so a run that was stopped continues
-from its last saved state as if nothing had happened.
+kept. With several processes each draws its own ``batch`` pairs. Everything random at a step follows
+from (seed, step, process), so a run that was stopped continues from its last saved state as if
+nothing had happened.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         for group in optimizer.param_groups:
             group["lr"] = profile.lr * (1 - step / steps) ** 0.9
         pairs = draw_pairs(splits["train"], step, profile.batch, seed, accelerator.process_index)
-        batch = {k: v.to(accelerator.device) for k, v in stack(splits["train"], pairs).items()}
+        batch = {k: v.to(accelerator.device) for k, v in splits["train"].stack(pairs).items()}
 
         network.train()
         displacement, velocity = network(batch["moving"], batch["fixed"])
@@ -152,18 +153,11 @@ def draw_pairs(data: PairData, step: int, batch: int, seed: int, process: int = 
     return [(f, m) for m, f in pairs] if step % 2 else pairs
 
 
-def stack(data: PairData, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """Any (moving, fixed) index pairs as one batch."""
-    items = [data.take(*pair) for pair in pairs]
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
-
-
 def validate(network, config: NetworkConfig, data: PairData, limit: int, device) -> float:
-    """Mean Dice (data with labels) or SSIM over the first ``limit`` validation pairs, evenly spread."""
+    """Mean Dice (data with labels) or SSIM over ``limit`` evenly spread validation pairs."""
     model = Model(config, network)
-    chosen = np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int)
     metric = "dice" if data.classes else "ssim"
-    return float(np.mean([score(model, data, int(k), device, [metric])[metric] for k in chosen]))
+    return float(np.mean([score(model, data, k, device, [metric])[metric] for k in data.spread(limit)]))
 
 
 def _same_settings(found: dict, wanted: dict, out: Path) -> None:

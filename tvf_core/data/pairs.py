@@ -76,9 +76,20 @@ class PairData:
         return item
 
     def batch(self, ks) -> dict[str, torch.Tensor]:
-        """Several pairs stacked along a batch axis."""
-        items = [self[k] for k in ks]
+        """Pairs of the split, by number, stacked along a batch axis."""
+        return self.stack([self.pairs[k] for k in ks])
+
+    def stack(self, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """Any (moving, fixed) image indices as one batch."""
+        items = [self.take(*pair) for pair in pairs]
         return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+    def spread(self, limit: int = 0) -> list[int]:
+        """Numbers of ``limit`` pairs, evenly spread over the split; 0 is all."""
+        if limit < 0:
+            raise ValueError(f"limit: expected 0 (all pairs) or more, got {limit}")
+        count = min(limit or len(self), len(self))
+        return np.linspace(0, len(self) - 1, count).round().astype(int).tolist()
 
 
 def load(name: str, split: str, size: int | None = None, progress: bool = False) -> PairData:
