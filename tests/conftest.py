@@ -62,7 +62,17 @@ def golden():
     folder = os.environ.get("TVF_GOLDEN")
     if not folder:
         pytest.skip("TVF_GOLDEN does not name the folder of golden values")
-    return lambda name: np.load(Path(folder) / f"{name}.npz", allow_pickle=False)
+    read = lambda name: np.load(Path(folder) / f"{name}.npz", allow_pickle=False)  # noqa: E731
+    read.folder = Path(folder)
+    return read
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show how far from the golden values each array came, also when all is well and output is captured."""
+    lines = [report.capstdout for report in terminalreporter.stats.get("passed", []) if "test_golden" in report.nodeid]
+    if any(lines):
+        terminalreporter.section("golden values: worst differences")
+        terminalreporter.write("".join(lines))
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tvf_core import fields, losses, metrics
+from tvf_core import checkpoints, cli, fields, integrate, losses, metrics, released
+from tvf_core.methods import swin_config
 
 
 def agree(name, ours, golden, tolerance=1e-4, relative=False):
@@ -20,7 +21,7 @@ def agree(name, ours, golden, tolerance=1e-4, relative=False):
 
 
 @pytest.fixture
-def released(golden):
+def released_losses(golden):
     file = golden("released_losses")
     names = ["fixed", "moving", "displacement", "moving_labels", "fixed_labels"]
     inputs = {name: torch.from_numpy(file[name]) for name in names}
@@ -28,8 +29,8 @@ def released(golden):
     return file, inputs
 
 
-def test_lncc_and_its_gradient_are_the_released_ones(released):
-    file, x = released
+def test_lncc_and_its_gradient_are_the_released_ones(released_losses):
+    file, x = released_losses
     moving = x["moving"].requires_grad_()
     value = losses.lncc(moving, x["fixed"])
     value.backward()
@@ -39,8 +40,8 @@ def test_lncc_and_its_gradient_are_the_released_ones(released):
     agree("ncc gradient", moving.grad, file["ncc_gradient_wrt_moving"], 2e-2, relative=True)
 
 
-def test_soft_dice_and_its_gradient_are_the_released_ones(released):
-    file, x = released
+def test_soft_dice_and_its_gradient_are_the_released_ones(released_losses):
+    file, x = released_losses
     u, classes = x["displacement"].requires_grad_(), len(file["warped_label_mass"])
     value = losses.soft_dice(x["moving_labels"], u, x["fixed_labels"], classes)
     value.backward()
@@ -48,20 +49,29 @@ def test_soft_dice_and_its_gradient_are_the_released_ones(released):
     agree("dice gradient", u.grad, file["dice_gradient_wrt_displacement"], relative=True)
 
 
-def test_the_warp_leaves_each_label_the_released_mass(released):
-    file, x = released
+def test_the_warp_leaves_each_label_the_released_mass(released_losses):
+    file, x = released_losses
     one_hot = torch.stack([x["moving_labels"][0, 0] == k for k in range(len(file["warped_label_mass"]))])[None]
     mass = fields.warp(one_hot.float(), x["displacement"]).sum((0, 2, 3, 4), dtype=torch.float64)
     agree("mass / voxels", mass / x["fixed"].numel(), file["warped_label_mass"] / x["fixed"].numel(), 1e-6)
 
 
-def test_diffusion_and_its_gradient_are_the_released_ones(released):
-    file, x = released
+def test_diffusion_and_its_gradient_are_the_released_ones(released_losses):
+    file, x = released_losses
     u = x["displacement"].requires_grad_()
     value = losses.diffusion(u)
     value.backward()
     agree("diffusion", value.detach(), file["diffusion"])
     agree("diffusion gradient", u.grad, file["diffusion_gradient"], relative=True)
+
+
+def test_released_lddmm_energy_and_its_gradient_are_the_released_ones(released_losses):
+    file, x = released_losses
+    u = x["displacement"].requires_grad_()
+    value = released.lddmm_energy(u[:, None], alpha=0.01, gamma=0.001)
+    value.backward()
+    agree("lddmm", value.detach(), file["lddmm"], relative=True)
+    agree("lddmm gradient", u.grad, file["lddmm_gradient"], relative=True)
 
 
 @pytest.fixture
@@ -89,3 +99,47 @@ def test_ssim_is_that_of_wang_2004(golden):
     file = golden("ssim_fsim")
     ours = [metrics.ssim(*(torch.from_numpy(x)[None, None] for x in pair)) for pair in zip(file["a"], file["b"])]
     agree("ssim", ours, file["ssim"])
+
+RELEASED = ["released_tm_tvf_3d", "released_tm_3d", "released_tm_oasis_3d", "released_tm_2d"]
+
+
+def registered(model, file):
+    """Every array that a golden network file may hold, from our run on its input."""
+    moving, fixed = torch.from_numpy(file["input"]).split(1, dim=1)
+    result = model.register(moving, fixed)
+    ours = {"displacement": result.displacement, "warped": result.warped}
+    if result.velocity is not None:
+        steps = result.velocity.shape[1]
+        ours |= {"inverse_displacement": result.inverse(), "velocities": result.velocity / steps,  # theirs: per interval
+                 "half_displacements": integrate.trajectory(result.velocity, method="released")[:, 1:]}
+    return ours
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_network_gives_every_stored_array(name, golden, tmp_path):
+    file = golden(name)
+    meta = json.loads(str(file["meta"]))
+    state = {key.removeprefix("state/"): torch.from_numpy(file[key]) for key in file.files if key.startswith("state/")}
+    torch.save(state, tmp_path / f"{name}.pth")
+    model = checkpoints.load(tmp_path / f"{name}.pth", tuple(meta["window_size"]))  # the one thing shapes leave open
+    encoder = swin_config(model.config)
+    assert (encoder.embed, encoder.depths, encoder.heads, encoder.window) == (
+        meta["embed_dim"], *(tuple(meta[key]) for key in ("depths", "num_heads", "window_size")))
+    assert model.config.dim == len(meta["img_size"]) and model.config.time_steps == meta.get("time_steps", 8)
+    ours = registered(model, file)
+    stored = {key for key in file.files if not key.startswith("state/")} - {"meta", "input"}
+    assert stored >= {"displacement", "warped"}
+    for key in sorted(stored):
+        agree(f"{name} {key}", ours[key], file[key])
+
+
+def test_released_checkpoint_file_gives_the_same_displacement(golden, tmp_path):
+    file = golden("released_tm_tvf_3d")
+    checkpoint = next(iter(sorted(golden.folder.glob("dsc*.pth.tar"))))
+    converted = tmp_path / "converted.safetensors"
+    cli.convert(checkpoint, converted)
+    for path in (checkpoint, converted):  # configuration, window included, from the file alone
+        model = checkpoints.load(path)
+        assert list(swin_config(model.config).window) == json.loads(str(file["meta"]))["window_size"]
+        for key, value in registered(model, file).items():
+            agree(f"{path.name} {key}", value, file[key])

@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import expm
 from torchdiffeq import odeint
 
-from tvf_core import fields, integrate
+from tvf_core import fields, integrate, released
 
 ORDER = {"euler": 1, "heun": 2, "rk4": 4}
 each_method = pytest.mark.parametrize("method", ORDER)
@@ -84,6 +84,10 @@ def test_one_method_of_torchdiffeq_gives_the_same_numbers(method):
     torch.testing.assert_close(integrate.solve(curl, start, steps=5, method=method), expected[-1])
 
 
+def flow(velocity, method="rk4", substeps=1, inverse=False, shape=None):
+    return integrate.flow(velocity, method, substeps, *((1, 0) if inverse else (0, 1)), shape=shape)
+
+
 def test_solve_runs_backwards_in_time():
     start = torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     there = integrate.solve(curl, start, 0.0, 1.0, 64)
@@ -102,7 +106,7 @@ def test_flow_of_affine_velocities_is_the_methods_own_matrix_product(method, sha
         h = (-1 if inverse else 1) / (len(pieces) * substeps)
         step = sum(np.linalg.matrix_power(h * g, k) / math.factorial(k) for k in range(ORDER[method] + 1))
         product = np.linalg.matrix_power(step, substeps) @ product
-    ours = integrate.flow(sampled(RATES, DRIFTS, shape), method, substeps, inverse)
+    ours = flow(sampled(RATES, DRIFTS, shape), method, substeps, inverse)
     torch.testing.assert_close(middle(ours, dim), middle(displacement_of(product, shape), dim), atol=1e-10, rtol=0)
 
 
@@ -113,10 +117,10 @@ def test_flow_of_affine_velocities_is_the_product_of_matrix_exponentials_in_orde
     forward = factors[2] @ factors[1] @ factors[0]  # what happens first stands on the right
     wrong = factors[0] @ factors[1] @ factors[2]
     velocity = sampled(RATES, DRIFTS, shape)
-    ours = middle(integrate.flow(velocity, "rk4", 8), dim)
+    ours = middle(flow(velocity, "rk4", 8), dim)
     torch.testing.assert_close(ours, middle(displacement_of(forward, shape), dim), atol=1e-6, rtol=0)
     assert (ours - middle(displacement_of(wrong, shape), dim)).abs().max() > 0.1  # so the order was tested
-    back = middle(integrate.flow(velocity, "rk4", 8, inverse=True), dim)
+    back = middle(flow(velocity, "rk4", 8, inverse=True), dim)
     torch.testing.assert_close(back, middle(displacement_of(np.linalg.inv(forward), shape), dim), atol=1e-6, rtol=0)
 
 
@@ -126,7 +130,7 @@ def test_rotation_velocity_rotates_by_its_angle(inverse):
     spin = np.array([[[0, -angle], [angle, 0]]] * 5)
     turn = np.eye(3)
     turn[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    ours = integrate.flow(sampled(spin, np.zeros((5, 2)), shape), "rk4", 2, inverse)
+    ours = flow(sampled(spin, np.zeros((5, 2)), shape), "rk4", 2, inverse)
     expected = displacement_of(turn.T if inverse else turn, shape)
     inside = (centred(shape).norm(dim=1, keepdim=True) < 9).expand_as(ours)
     torch.testing.assert_close(ours[inside], expected[inside], atol=1e-5, rtol=0)
@@ -137,14 +141,14 @@ def test_rotation_velocity_rotates_by_its_angle(inverse):
 def test_constant_velocity_is_a_translation_up_to_the_border(method, shape):
     b = torch.linspace(-2.5, 1.7, len(shape)).view(1, 1, -1, *[1] * len(shape))
     velocity = b.expand(1, 3, len(shape), *shape)
-    torch.testing.assert_close(integrate.flow(velocity, method), velocity[:, 0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(integrate.flow(velocity, method, inverse=True), -velocity[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(flow(velocity, method), velocity[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(flow(velocity, method, inverse=True), -velocity[:, 0], atol=1e-5, rtol=0)
 
 
 @each_size
 def test_inverse_flow_undoes_the_flow(shape, smooth_velocity):
     velocity = smooth_velocity(shape)
-    there, back = integrate.flow(velocity), integrate.flow(velocity, inverse=True)
+    there, back = flow(velocity), flow(velocity, inverse=True)
     assert there.abs().max() > 1
     assert fields.inverse_consistency_error(there, back).max() < 0.05
     assert fields.inverse_consistency_error(back, there).max() < 0.05
@@ -155,10 +159,9 @@ def test_euler_error_of_the_inverse_shrinks_in_proportion_to_the_step(shape, smo
     velocity = smooth_velocity(shape, amplitude=3.0, dtype=torch.float64)
 
     def round_trip(substeps):  # carries the points on from where they are, so nothing is resampled
-        u = integrate.flow(velocity, "euler", substeps)
-        for k in reversed(range(velocity.shape[1])):
-            u = integrate.advance(velocity[:, k], u, -1 / velocity.shape[1], "euler", substeps)
-        return u.norm(dim=1).mean().item()
+        start = fields.identity_grid(shape, dtype=torch.float64)
+        points = integrate.transport(velocity, start, "euler", substeps)
+        return (integrate.transport(velocity, points, "euler", substeps, 1, 0) - start).norm(dim=1).mean().item()
 
     errors = [round_trip(n) for n in (1, 4, 16)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.3)
@@ -168,30 +171,124 @@ def test_euler_error_of_the_inverse_shrinks_in_proportion_to_the_step(shape, smo
 @each_size
 def test_trajectory_begins_at_the_identity_and_ends_at_the_flow(shape, smooth_velocity):
     velocity = smooth_velocity(shape)
+    steps = velocity.shape[1]
     for inverse in (False, True):
-        path = integrate.flow(velocity, inverse=inverse, trajectory=True)
-        assert path.shape[1] == velocity.shape[1] + 1
+        times = [k / steps for k in range(steps + 1)]
+        path = integrate.trajectory(velocity, times[::-1] if inverse else times)
+        assert path.shape[1] == steps + 1
         assert not path[:, 0].any()
-        assert torch.equal(path[:, -1], integrate.flow(velocity, inverse=inverse))
+        torch.testing.assert_close(path[:, -1], flow(velocity, inverse=inverse), atol=1e-5, rtol=0)
+    assert torch.equal(integrate.trajectory(velocity), integrate.trajectory(velocity, times))
 
 
 @each_size
-def test_trajectory_entry_k_is_the_flow_of_the_first_k_steps(shape, smooth_velocity):
-    velocity = smooth_velocity(shape)
-    path = integrate.flow(velocity, trajectory=True)
-    # Half the time at twice the clock: the first two of four steps, at half the speed, take all of [0, 1].
-    torch.testing.assert_close(integrate.flow(velocity[:, :2] / 2), path[:, 2], atol=1e-5, rtol=0)
-    rest = integrate.flow(velocity[:, 2:] / 2)
-    torch.testing.assert_close(fields.compose(rest, path[:, 2]), path[:, 4], atol=0.05, rtol=0)
-    back = integrate.flow(velocity, inverse=True, trajectory=True)
-    torch.testing.assert_close(integrate.flow(velocity[:, 2:] / 2, inverse=True), back[:, 2], atol=1e-5, rtol=0)
+@pytest.mark.parametrize("t", [0.5, 0.3, 2 / 3])
+def test_semigroup_0_to_1_is_0_to_t_then_t_to_1(shape, t, smooth_velocity):
+    velocity = smooth_velocity(shape, dtype=torch.float64)  # four intervals: 0.3 and 2/3 cut one
+    first, rest = (integrate.flow(velocity, "rk4", 8, *times) for times in ((0, t), (t, 1)))
+    whole = flow(velocity, "rk4", 8)
+    torch.testing.assert_close(fields.compose(rest, first), whole, atol=0.05, rtol=0)  # interpolates the second map
+    start = fields.identity_grid(shape, dtype=torch.float64)
+    points = integrate.transport(velocity, start, "rk4", 8, 0, t)
+    points = integrate.transport(velocity, points, "rk4", 8, t, 1)  # points need no interpolation
+    torch.testing.assert_close(points - start, whole, atol=2e-4, rtol=0)
+    torch.testing.assert_close(integrate.trajectory(velocity, (0, t, 1), "rk4", 8)[:, 1:], torch.stack([first, whole], 1),
+                               atol=2e-4, rtol=0)
+    back = integrate.transport(velocity, points, "rk4", 8, 1, 0)
+    torch.testing.assert_close(back, start, atol=2e-4, rtol=0)
+
+
+@each_method
+def test_flow_over_part_of_the_time_is_that_part_of_an_affine_flow(method):
+    shape, t = (15, 16), 0.45  # within the second of three intervals
+    factors = [expm(generator(m, b, 2) * h) for m, b, h in zip(RATES, DRIFTS, (1 / 3, 0.45 - 1 / 3))]
+    ours = integrate.flow(sampled(RATES, DRIFTS, shape), method, 64, 0, t)
+    expected = displacement_of(factors[1] @ factors[0], shape)
+    torch.testing.assert_close(middle(ours, 2), middle(expected, 2), atol=0.02 if method == "euler" else 1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(29, 32), (30, 31), (29, 28, 30)], ids=str)
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_flow_on_the_finer_grid_is_the_same_affine_map_there(shape, inverse):
+    # An affine map about the centre of the half grid; the fine grid's voxel x lies at (x + 1/2) / 2 - 1/2 of it.
+    half, dim = [-(-s // 2) for s in shape], len(shape)
+    velocity = sampled(RATES, DRIFTS, half)
+    ours = flow(velocity, "rk4", 8, inverse, shape=shape)
+    factors = [expm(generator(m, b, dim) / len(RATES)) for m, b in zip(RATES, DRIFTS)]
+    matrix = factors[2] @ factors[1] @ factors[0]
+    matrix = np.linalg.inv(matrix) if inverse else matrix
+    grid = (fields.identity_grid(shape, dtype=torch.float64) + 0.5) / 2 - 0.5
+    centre = torch.tensor([(s - 1) / 2 for s in half], dtype=torch.float64).view(1, -1, *[1] * dim)
+    matrix = torch.from_numpy(matrix)
+    moved = torch.einsum("ij,bj...->bi...", matrix[:dim, :dim], grid - centre) + matrix[:dim, dim].view(centre.shape) + centre
+    inside = (..., *[slice(8, s - 8) for s in shape])
+    torch.testing.assert_close(ours[inside], (2 * (moved - grid))[inside], atol=1e-5, rtol=0)
+
+
+@each_size
+def test_flow_on_the_finer_grid_agrees_with_the_doubled_flow(shape, smooth_velocity):
+    velocity = smooth_velocity([-(-s // 2) for s in shape])
+    direct, doubled = flow(velocity, shape=shape), fields.double(flow(velocity), shape)
+    inside = (..., *[slice(2, s - 2) for s in shape])  # the outermost voxels lie beyond the half grid's centres
+    assert 1e-4 < (direct - doubled)[inside].abs().mean() < 0.1
+    assert (direct - doubled)[inside].abs().max() < 0.5 < direct.abs().max()
+
+
+@each_method
+@pytest.mark.parametrize("shape", [(9, 8), (7, 8, 6)], ids=str)
+def test_recomputation_changes_no_value_and_no_gradient(method, shape, smooth_velocity):
+    results = []
+    for recompute in (False, True):
+        v = smooth_velocity(shape, dtype=torch.float64).requires_grad_()
+        u = integrate.flow(v, method, 5, recompute=recompute)
+        (u * torch.arange(u.numel()).view(u.shape)).sum().backward()
+        results.append((u.detach(), v.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_memory_of_recomputation_hardly_grows_with_the_substeps(smooth_velocity):
+    velocity = smooth_velocity((32, 32, 32))
+
+    def peak(substeps, recompute):  # bytes, from the allocator's own events
+        v = velocity.clone().requires_grad_()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            integrate.flow(v, "rk4", substeps, recompute=recompute).square().sum().backward()
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        return np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
+
+    assert peak(16, False) > 10 * peak(1, False)
+    assert peak(16, True) < 1.5 * peak(1, True)
+    assert peak(1, True) < peak(1, False)
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (7, 8, 6)], ids=str)
+def test_the_released_rule_is_its_literal_form(shape, smooth_velocity):
+    # The released sampler, literally: normalised for align_corners=True, read with False, zeros outside.
+    def read(image, u):
+        grid = fields.identity_grid(shape, dtype=torch.float64) + u
+        normalised = torch.stack([2 * (grid[:, d] / (s - 1) - 0.5) for d, s in enumerate(shape)][::-1], dim=-1)
+        return torch.nn.functional.grid_sample(image, normalised, align_corners=False, padding_mode="zeros")
+
+    velocity = smooth_velocity(shape, dtype=torch.float64)
+    steps = velocity.shape[1]
+    for sign, inverse in ((1, False), (-1, True)):
+        parts = [sign * velocity[:, k] / steps for k in range(steps)]
+        expected = sum(read(part, part) for part in parts)
+        torch.testing.assert_close(flow(velocity, "released", inverse=inverse), expected)
+    fine = [2 * s - s % 2 for s in shape]
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    upsampled = torch.nn.functional.interpolate(expected, scale_factor=2, mode=mode, align_corners=False)
+    cropped = upsampled[(..., *[slice(0, s) for s in fine])]
+    torch.testing.assert_close(flow(velocity, "released", inverse=True, shape=fine), cropped)
+    torch.testing.assert_close(released.warp(velocity[:, 0], velocity[:, 1]), read(velocity[:, 0], velocity[:, 1]))
 
 
 @each_size
 def test_scaling_and_squaring_equals_the_flow_of_a_stationary_field(shape, smooth_field):
     field = smooth_field(shape, amplitude=1.6)
     for sign in (1, -1):
-        expected = integrate.flow(sign * field[:, None], "rk4", 32)
+        expected = flow(sign * field[:, None], "rk4", 32)
         torch.testing.assert_close(integrate.scaling_and_squaring(sign * field), expected, atol=0.03, rtol=0)
     assert field.abs().max() > 1.5
 
@@ -202,8 +299,8 @@ def test_the_flow_does_not_fold_where_one_euler_step_does(shape):
     period, strength = shape[0] - 1, 3.0
     profile = -strength * period / (2 * math.pi) * torch.sin(2 * math.pi * torch.arange(shape[0]) / period)
     velocity[:, :, 0] = profile.view(-1, *[1] * (len(shape) - 1))  # slope -3 at both ends: 1 + v' = -2
-    assert fields.jacobian_determinant(integrate.flow(velocity, "euler")).min() < -1.5
-    exact = fields.jacobian_determinant(integrate.flow(velocity, "rk4", 32))
+    assert fields.jacobian_determinant(flow(velocity, "euler")).min() < -1.5
+    exact = fields.jacobian_determinant(flow(velocity, "rk4", 32))
     assert exact.min() > 0
     assert exact.min() == pytest.approx(math.exp(-strength), rel=0.2)  # what det J is at the sink
     assert fields.jacobian_determinant(integrate.scaling_and_squaring(velocity[:, 0])).min() > 0
@@ -214,7 +311,7 @@ def test_the_flow_does_not_fold_where_one_euler_step_does(shape):
 def test_gradients_of_the_flow_are_right(method, shape):
     # All components positive and below one voxel: every sample stays off the kinks at the voxel centres.
     v = 0.3 + 0.4 * torch.rand(1, 2, len(shape), *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda v: integrate.flow(v, method), v.requires_grad_(), fast_mode=len(shape) == 3)
+    assert torch.autograd.gradcheck(lambda v: flow(v, method), v.requires_grad_(), fast_mode=len(shape) == 3)
 
 
 def test_gradients_of_scaling_and_squaring_are_right():
@@ -226,6 +323,6 @@ def test_a_2d_flow_equals_the_same_flow_extruded_to_3d(smooth_velocity):
     velocity = smooth_velocity((21, 18), amplitude=3.0)
     deep = torch.cat([torch.zeros_like(velocity[:, :, :1]), velocity], dim=2)[:, :, :, None].expand(-1, -1, -1, 5, -1, -1)
     for inverse in (False, True):
-        ours = integrate.flow(deep, inverse=inverse)[:, :, 2]
+        ours = flow(deep, inverse=inverse)[:, :, 2]
         assert not ours[:, 0].any()
-        torch.testing.assert_close(ours[:, 1:], integrate.flow(velocity, inverse=inverse), atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours[:, 1:], flow(velocity, inverse=inverse), atol=1e-4, rtol=0)

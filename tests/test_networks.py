@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tvf_core import fields, integrate, swin
+from tvf_core import fields, integrate, released, swin
+from tvf_core.baselines.voxelmorph import VoxelMorphBackbone
 from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, Registration, swin_config
 from tvf_core.swin import Swin, SwinConfig
 from tvf_core.transmorph import TransMorph
@@ -31,7 +32,8 @@ COUNTS = {  # (dim, what): tiny, small, base, large
 }
 UNUSED_C2 = 27 * 2 * 16  # the released half-resolution TM holds a convolution that it never calls; ours does not
 
-WITH_NETWORK = list({entry.build: name for name, entry in METHODS.items() if entry.build}.values())  # one per kind
+# One per kind; the released rule, whose warp is not the identity at zero, has tests of its own.
+WITH_NETWORK = list({entry.build: name for name, entry in reversed(METHODS.items()) if entry.build}.values())
 ODD_SIZES = [(33, 47), (20, 25, 18)]
 
 
@@ -52,6 +54,16 @@ def test_parameter_counts_are_the_published_ones(dim, column, size):
             "tm full": count(full), "tm half": count(half) + UNUSED_C2}
     expected = {what: row[column] for (d, what), row in COUNTS.items() if d == dim}
     assert {what: ours[what] for what in expected} == expected
+
+
+@pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
+def test_voxelmorph_backbone_gives_quarter_resolution_features_of_the_published_widths(shape):
+    dim, taps = len(shape), 3 ** len(shape)
+    backbone = VoxelMorphBackbone(dim)
+    assert backbone(torch.rand(1, 2, *shape)).shape == (1, 32, *[-(-s // 4) for s in shape])
+    # VM-2 down to 1/16 (16, 32, 32, 32), then 32 channels at 1/16, 1/8 (64 in) and 1/4 (64 in), each with bias.
+    layers = [(2, 16), (16, 32), (32, 32), (32, 32), (32, 32), (64, 32), (64, 32)]
+    assert count(backbone) == sum(a * b * taps + b for a, b in layers)
 
 
 @pytest.mark.parametrize("window", [(4, 3), (5, 5), (3, 4, 2)], ids=str)
@@ -204,6 +216,23 @@ def test_warped_is_the_moving_image_under_the_displacement(method, shape, smooth
     torch.testing.assert_close(result.warped, fields.warp(moving, result.displacement))
 
 
+@pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
+def test_the_released_method_halves_warps_and_integrates_by_its_own_rules(shape, smooth_image):
+    moving, fixed = pair(shape, smooth_image)
+    model, seen = lively(build("tm-tvf-released", len(shape), time_steps=3)), []
+    for context in model.network.cs:
+        context.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    result = model.register(moving, fixed)
+    half = integrate.trajectory(result.velocity, method="released")
+    for k, image in enumerate(seen):
+        expected = released.halve(moving) if k == 0 else released.warp(released.halve(moving), half[:, k])
+        torch.testing.assert_close(image, torch.cat([expected, released.halve(fixed)], 1))
+    torch.testing.assert_close(result.displacement, released.double(half[:, -1], shape))
+    torch.testing.assert_close(result.displacement, model.network(moving, fixed)[0])  # training sees the same
+    torch.testing.assert_close(result.warped, released.warp(moving, result.displacement))
+    assert (result.warped - fields.warp(moving, result.displacement)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("method", WITH_NETWORK)
 @pytest.mark.parametrize("dim", [2, 3])
 def test_batched_pairs_do_not_influence_each_other(method, dim, smooth_image):
@@ -220,10 +249,29 @@ def test_the_velocity_explains_the_displacement(integrator, shape, smooth_image)
     moving, fixed = pair(shape, smooth_image)
     result = lively(build("tm-tvf", len(shape), time_steps=3, integrator=integrator)).register(moving, fixed)
     assert result.velocity.shape == (1, 3, len(shape), *[-(-s // 2) for s in shape])
-    flowed = integrate.flow(result.velocity, integrator)
-    torch.testing.assert_close(result.displacement, fields.double(flowed, shape))
+    torch.testing.assert_close(result.displacement, integrate.flow(result.velocity, integrator, shape=shape))
     other = "heun" if integrator == "euler" else "euler"
-    assert not torch.allclose(flowed, integrate.flow(result.velocity, other), atol=1e-5)
+    assert not torch.allclose(result.displacement, integrate.flow(result.velocity, other, shape=shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
+def test_training_doubles_the_map_of_the_half_grid(shape, smooth_image):
+    network = lively(build("tm-tvf", len(shape), time_steps=3)).network
+    displacement, velocity = network(*pair(shape, smooth_image))
+    torch.testing.assert_close(displacement, fields.double(integrate.flow(velocity, "rk4"), shape))
+
+
+def test_integrator_and_substeps_can_be_chosen_after_training(smooth_image):
+    moving, fixed = pair((33, 47), smooth_image)
+    model = lively(build("tm-tvf", 2, time_steps=3, integrator="euler"), 0.2)
+    result = model.register(moving, fixed, substeps=4)
+    assert (result.integrator, result.substeps) == ("euler", 4)
+    plain, exact = model.register(moving, fixed), model.register(moving, fixed, "rk4", 16)
+    assert torch.equal(result.velocity, plain.velocity)  # only the integration differs
+    error = [(r.displacement - exact.displacement).norm(dim=1).mean() for r in (plain, result)]
+    assert error[0] / error[1] == pytest.approx(4, rel=0.4)  # Euler has order 1
+    torch.testing.assert_close(exact.warped, fields.warp(moving, exact.displacement))
+    torch.testing.assert_close(exact.trajectory()[:, -1], exact.displacement, atol=1e-5, rtol=0)
 
 
 def test_each_step_sees_the_moving_image_under_the_map_so_far(smooth_image):
@@ -232,7 +280,7 @@ def test_each_step_sees_the_moving_image_under_the_map_so_far(smooth_image):
     for context in model.network.cs:
         context.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     velocity = model.register(moving, fixed).velocity
-    path = integrate.flow(velocity, "rk4", trajectory=True)
+    path = integrate.trajectory(velocity)
     for k, image in enumerate(seen):
         torch.testing.assert_close(image[:, :1], fields.warp(fields.halve(moving), path[:, k]))
         torch.testing.assert_close(image[:, 1:], fields.halve(fixed))
@@ -267,16 +315,73 @@ def test_gradients_reach_every_parameter(method, shape, smooth_image):
     assert not dead
 
 
+def registration(shape, smooth_velocity):
+    """As if a network had predicted a velocity on the half grid."""
+    velocity = smooth_velocity([-(-s // 2) for s in shape], amplitude=1.0)
+    displacement = integrate.flow(velocity, shape=shape)
+    assert displacement.abs().max() > 1
+    return Registration(displacement, torch.zeros(1, 1, *shape), velocity, "rk4")
+
+
 @pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
 def test_inverse_of_a_registration_undoes_it(shape, smooth_velocity):
-    half = [-(-s // 2) for s in shape]
-    velocity = smooth_velocity(half, amplitude=1.0)
-    displacement = fields.double(integrate.flow(velocity, "rk4"), shape)
-    result = Registration(displacement, torch.zeros(1, 1, *shape), velocity, "rk4")
-    assert displacement.abs().max() > 1
-    for error in (fields.inverse_consistency_error(displacement, result.inverse()),
-                  fields.inverse_consistency_error(result.inverse(), displacement)):
-        assert error.max() < 0.05
+    result = registration(shape, smooth_velocity)
+    for error in (fields.inverse_consistency_error(result.displacement, result.inverse()),
+                  fields.inverse_consistency_error(result.inverse(), result.displacement)):
+        assert error.mean() < 0.01 and error.max() < 0.1
+
+
+def blob(shape, centre, width=2.5):
+    grid = fields.identity_grid(shape)
+    return torch.exp(-(grid - centre.view(1, -1, *[1] * len(shape))).square().sum(1, keepdim=True) / (2 * width**2))
+
+
+@pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
+@pytest.mark.parametrize("to", ["fixed", "moving"])
+@pytest.mark.parametrize("with_velocity", [True, False])
+def test_points_images_and_labels_travel_together(shape, to, with_velocity, smooth_velocity):
+    result = registration(shape, smooth_velocity)
+    if not with_velocity:
+        result = Registration(result.displacement, result.warped)
+    centre = torch.tensor([0.45 * s for s in shape])
+    point = result.transport(centre.view(1, 1, -1), "points", to)[0, 0]
+    assert (point - centre).norm() > 0.5
+    image = result.transport(blob(shape, centre), "image", to)
+    weights = image.clamp_min(1e-6).pow(8)  # near the peak, where a blob stays a blob under a smooth map
+    peak = (weights * fields.identity_grid(shape)).flatten(2).sum(-1)[0] / weights.sum()
+    assert (peak - point).norm() < 0.3
+    labels = (blob(shape, centre) > 0.5).long()
+    carried = result.transport(labels, "labels", to)
+    assert carried.dtype == labels.dtype
+    agreement = (carried == (image > 0.5)).float().mean()
+    assert agreement > 0.998 and carried.any()
+
+
+@pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
+def test_there_and_back_is_where_it_began(shape, smooth_velocity):
+    result = registration(shape, smooth_velocity)
+    points = torch.rand(1, 200, len(shape), generator=torch.Generator().manual_seed(0)) * (torch.tensor(shape) - 1)
+    there = result.transport(points, "points", "fixed")
+    assert (there - points).norm(dim=-1).max() > 1
+    back = result.transport(there, "points", "moving")
+    assert (back - points).norm(dim=-1).max() < 2e-3
+    labels = sum((k + 1) * (blob(shape, torch.tensor([f * s for s in shape]), 4.0) > 0.5).long()
+                 for k, f in enumerate((0.3, 0.65)))
+    back = result.transport(result.transport(labels, "labels", "fixed"), "labels", "moving")
+    for k in (1, 2):
+        overlap = 2 * ((back == k) & (labels == k)).sum() / ((back == k).sum() + (labels == k).sum())
+        assert overlap > 0.9  # two nearest-neighbour warps lose some of the rim
+
+
+def test_points_follow_an_affine_velocity_exactly():
+    # Stretch about the origin of the half grid: v = log(1.5) (y - 5), in half-grid voxels.
+    half, shape = (21, 18), (41, 36)
+    velocity = math.log(1.5) * (fields.identity_grid(half) - 5)[:, None].expand(-1, 2, -1, -1, -1)
+    result = Registration(integrate.flow(velocity, substeps=8, shape=shape), torch.zeros(1, 1, *shape), velocity, "rk4", 8)
+    points = torch.tensor([[[9.0, 12.25], [14.0, 4.5]]])
+    centre = 2 * (5 + 0.5) - 0.5
+    torch.testing.assert_close(result.transport(points, "points", "moving"), centre + 1.5 * (points - centre), atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.transport(points, "points", "fixed"), centre + (points - centre) / 1.5, atol=1e-4, rtol=0)
 
 
 def test_inverse_of_a_registration_takes_a_velocity_on_the_full_grid_as_it_is(smooth_velocity):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tvf_core import checkpoints, data, evaluate, metrics, train
+from tvf_core import checkpoints, data, evaluate, metrics, released, train
 from tvf_core.methods import METHODS, Model, NetworkConfig, objective
 from tvf_core.profiles import Profile
 
@@ -32,6 +32,22 @@ def test_training_on_one_pair_learns_it(method, name, toy_data, tmp_path, monkey
     for record in card["history"]:
         parts = [value for key, value in record.items() if key not in ("step", "loss", "validation")]
         assert record["loss"] == pytest.approx(sum(parts), rel=1e-4, abs=1e-6)
+
+
+def test_the_released_method_trains_with_the_released_warp(toy_data, tmp_path):
+    part = data.load("toy2d", "train")
+    batch = part.stack(train.draw_pairs(part, 0, 1, seed=0))
+    nothing = torch.zeros(1, 2, *part.shape)  # an untrained head moves by 1e-5
+    seen = {}
+    for method in ("tm-tvf", "tm-tvf-released"):
+        first = run(method, "toy2d", 1, tmp_path / method)["history"][0]
+        sampled = released.sampled(nothing) if method == "tm-tvf-released" else nothing
+        expected = objective(method, batch, nothing, None, part.classes, sampled)
+        seen[method] = first["lncc"]
+        for term in ("lncc", "dice"):
+            if term in expected:
+                assert first[term] == pytest.approx(float(expected[term]), abs=1e-3)
+    assert abs(seen["tm-tvf"] - seen["tm-tvf-released"]) > 0.01
 
 
 def test_a_stopped_run_continues_bit_by_bit(toy_data, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 from tvf_core import checkpoints, cli, data, evaluate, fields, integrate, losses, metrics, profiles, train
-from tvf_core.methods import Model, NetworkConfig
+from tvf_core.methods import Model, NetworkConfig, Registration
 from tvf_core.profiles import Profile
 
 PLANE, SOLID = (1, 1, 24, 20), (1, 1, 20, 18, 17)
@@ -77,6 +77,14 @@ CALLS = {  # name: (call, error, words)
     "fields of two sizes": (lambda: fields.compose(ZERO, ZERO[..., 1:]), ValueError, ["(1, 2, 24, 20)", "(1, 2, 24, 19)"]),
     "interpolation": (lambda: fields.warp(torch.rand(PLANE), ZERO, "cubic"), ValueError, ["cubic", "linear", "nearest"]),
     "integrator": (lambda: integrate.flow(ZERO[:, None], "rk5"), ValueError, ["rk5", "euler", "heun", "rk4"]),
+    "time": (lambda: integrate.flow(ZERO[:, None], t1=1.5), ValueError, ["[0, 1]", "1.5"]),
+    "shape of the map": (lambda: integrate.flow(ZERO[:, None], shape=(50, 40)), ValueError, ["(50, 40)", "(24, 20)"]),
+    "released substeps": (lambda: integrate.flow(ZERO[:, None], "released", 2), ValueError, ["no sub-steps", "2"]),
+    "released part of an interval": (lambda: integrate.flow(ZERO[:, None], "released", t1=0.5), ValueError, ["whole intervals"]),
+    "kind": (lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO, "mesh"), ValueError, ["mesh", "points"]),
+    "target": (lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO, to="atlas"), ValueError, ["atlas", "fixed"]),
+    "points": (lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO, "points"), ValueError, ["(1, number, 2)", "(1, 2, 24, 20)"]),
+    "no trajectory": (lambda: Registration(ZERO, ZERO[:, :1]).trajectory(), ValueError, ["not a velocity"]),
     "no substeps": (lambda: integrate.flow(ZERO[:, None], substeps=0), ValueError, ["at least 1", "got 0"]),
     "velocity without time": (lambda: integrate.flow(ZERO), ValueError, ["velocity", "(1, 24, 20)"]),
     "similarity shapes": (lambda: losses.lncc(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "same shape"]),

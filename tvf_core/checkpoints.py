@@ -1,40 +1,71 @@
-"""Weights as safetensors, with the network's configuration inside: no pickle, nothing to guess."""
+"""Weights: our safetensors files with the configuration inside, and the released ``.pth.tar`` checkpoints.
+
+The released files are pickles. They are read without running anything in them: tensors, plain
+containers and the NumPy numbers that their optimiser part holds are allowed, all else is refused.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .methods import Model, NetworkConfig
+from .methods import PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, swin_config
 from .paths import WEIGHTS, write_then_rename
+from .swin import relative_position_index
 
 HALF_ABOVE = 20_000  # larger tensors are stored as float16: half the size, and the small heads stay exact
+_scalar = np.float64(0).__reduce__()[0]  # what a pickled NumPy number calls
+NUMPY_NUMBERS = [
+    (_scalar, "numpy._core.multiarray.scalar"), (_scalar, "numpy.core.multiarray.scalar"),  # its names since and before NumPy 2
+    np.dtype, *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32")),
+]
 
 
-def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig) -> None:
-    """Write a network's weights and configuration to a ``.safetensors`` file."""
-    tensors = {k: (t.half() if t.numel() > HALF_ABOVE else t).contiguous().cpu() for k, t in state.items()}
+def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, half: bool = True) -> None:
+    """Write a network's weights and configuration to a ``.safetensors`` file; ``half=False`` keeps every bit."""
+    tensors = {k: (t.half() if half and t.numel() > HALF_ABOVE else t).contiguous().cpu() for k, t in state.items()}
     with write_then_rename(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={"network": json.dumps(asdict(config))})
+        try:
+            save_file(tensors, temporary, metadata={"network": json.dumps(asdict(config))})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {' '.join(str(error).split())}") from None
 
 
-def load(path: Path) -> Model:
-    """Rebuild a model from a file that :func:`save` wrote."""
+def load(path: Path, window: tuple[int, ...] | None = None) -> Model:
+    """Rebuild a model from a ``.safetensors`` file of :func:`save`, or from a checkpoint of the released code.
+
+    Parameters
+    ----------
+    path : any name that does not end in ``.safetensors`` is read as a released checkpoint (``.pth.tar``
+        or a bare state dict) and follows the released rules: ``config.integrator == "released"``.
+    window : attention window of a released checkpoint, where the file leaves it open.
+
+    Raises
+    ------
+    FileNotFoundError, or ValueError in one line: not a checkpoint, cut short, of another network, or
+    a pickle that asks for more than numbers.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; train them with: tvf train --help")
+    if path.suffix != ".safetensors":
+        return _from_released(path, window)
     try:
         with safe_open(path, "pt") as file:
             config = NetworkConfig(**json.loads((file.metadata() or {})["network"]))
             state = {key: file.get_tensor(key).float() for key in file.keys()}
         model = Model(config)
         model.network.load_state_dict(state)
-    except Exception as error:  # safetensors has no public base class for its errors
+    except Exception as error:  # a file can be wrong in many ways
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path.name} is not a weights file of this package: {reason}") from None
     return model
@@ -43,3 +74,119 @@ def load(path: Path) -> Model:
 def shipped(method: str, data: str) -> Path:
     """Where the weights that come with the book lie."""
     return WEIGHTS / data / f"{method}.safetensors"
+
+
+def released_config(state: dict[str, torch.Tensor], window: tuple[int, ...] | None = None) -> NetworkConfig:
+    """Configuration of a released TM or TM-TVF network, from the names and shapes in its state dict.
+
+    Index buffers pin the attention window. Without them it is 1/32 of the image size that a warp's
+    grid tells, or the published one, as long as the shape of the bias table allows it; else ValueError
+    asks for ``window``.
+    """
+    patch = _entry(state, "transformer.patch_embed.proj.weight", 4, 5)
+    dim, embed = patch.dim() - 2, patch.shape[0]
+    if patch.shape[1:] != (2, *[4] * dim):
+        raise ValueError(f"its patches {tuple(patch.shape)} are not those of TransMorph (channels, 2, 4, 4[, 4])")
+    block = r"transformer\.layers\.{}\.blocks\.(\d+)\."
+    depths = tuple(_numbered(state, block.format(stage)) for stage in range(_numbered(state, r"transformer\.layers\.(\d+)\.")))
+    if len(depths) != 4:
+        raise ValueError(f"expected 4 stages (transformer.layers.0 to 3), found {len(depths)}")
+    attention = [f"transformer.layers.{stage}.blocks.0.attn." for stage in range(4)]
+    tables = [_entry(state, name + "relative_position_bias_table", 2) for name in attention]
+    heads = tuple(t.shape[1] for t in tables)
+    encoder = {"embed": embed, "depths": depths, "heads": heads, "window": _window(state, tables[0].shape[0], dim, window)}
+    velocities = _numbered(state, r"reg_heads\.(\d+)\.")
+    method = "tm-tvf" if velocities else "tm"
+    rest = {"time_steps": velocities or 8, "integrator": "released",
+            "head": "full" if any(name.startswith("up4.") for name in state) else "half"}
+    custom = NetworkConfig(method, dim, encoder, **rest)
+    named = [NetworkConfig(method, dim, size, **rest) for size in SIZES]
+    return next((c for c in named if swin_config(c) == swin_config(custom)), custom)
+
+
+def _from_released(path: Path, window: tuple[int, ...] | None) -> Model:
+    state = _read_pickle(path)
+    try:
+        config = released_config(state, window)
+        model = Model(config)
+        model.network.load_state_dict(_renamed(state, config, model.network.state_dict()))
+    except Exception as error:  # tensors of absurd shapes end in errors of every kind
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path.name} is not a TransMorph or TM-TVF checkpoint that can be used: {reason}") from None
+    return model
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """State dict in a file of ``torch.save``, or under ``state_dict`` in it; nothing but numbers is unpickled."""
+    try:
+        with torch.serialization.safe_globals(NUMPY_NUMBERS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: whatever cannot be read ends in an error
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for files it cannot read
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked or re.search("Can only build|Trying to call", str(error)):
+            what = f"run {asked[1]}" if asked else "build objects"
+            raise ValueError(f"{path.name} refused: it asks to {what}, which no weights file needs") from None
+        raise ValueError(f"{path.name} is not a checkpoint, or is cut short: torch cannot read it") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ValueError(f"{path.name} holds no state dict (names and tensors), neither directly nor as 'state_dict'")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel adds "module."
+
+
+def _renamed(state: dict[str, torch.Tensor], config: NetworkConfig, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Released entries under our names, without buffers; ValueError names what is missing, unexpected or misshapen."""
+    unused = ("c2.",) if (config.method, config.head) == ("tm", "half") else ()  # stored, but never called
+    shared = ("transformer.", "up0.", "up1.", "up2.")
+    found = {("backbone." if name.startswith(shared) else "") + name: tensor.float() for name, tensor in state.items()
+             if not name.endswith((".grid", ".relative_position_index")) and not name.startswith(unused)}
+    problems = {
+        "missing": [name for name in ours if name not in found],
+        "unexpected": [name for name in found if name not in ours],
+        "of another shape": [f"{name} {tuple(found[name].shape)} instead of {tuple(ours[name].shape)}"
+                             for name in ours if name in found and found[name].shape != ours[name].shape],
+    }
+    if any(problems.values()):
+        raise ValueError("; ".join(f"{what}: {_few(names)}" for what, names in problems.items() if names))
+    return found
+
+
+def _window(state: dict, rows: int, dim: int, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Attention window of a bias table with ``rows`` = product of (2 w - 1) rows."""
+    spans = [n for n in range(1, rows + 1, 2) if rows % n == 0]
+    pairs = [(a, b) for a in spans for b in spans] if dim == 2 else [(a, b, c) for a in spans for b in spans for c in spans]
+    possible = [tuple((n + 1) // 2 for n in sides) for sides in pairs if math.prod(sides) == rows]
+    name = "transformer.layers.0.blocks.0.attn.relative_position_index"
+    if name in state:
+        index = _entry(state, name, 2)
+        possible = [w for w in possible if math.prod(w) == len(index) and torch.equal(relative_position_index(w), index.long())]
+        if not possible:
+            raise ValueError("its relative_position_index is not that of any window")
+    if wanted is not None:
+        if tuple(wanted) not in possible:
+            raise ValueError(f"window {tuple(wanted)} does not fit its bias table of {rows} rows (or its index); possible: {', '.join(map(str, possible))}")
+        return tuple(wanted)
+    grid = state.get("spatial_trans.grid")
+    guesses = [tuple(s // 32 for s in grid.shape[2:])] if grid is not None else []
+    for guess in [*(possible if len(possible) == 1 else []), *guesses, PUBLISHED_WINDOW[dim]]:
+        if guess in possible:
+            return guess
+    raise ValueError(f"it does not tell its attention window; give one of {', '.join(map(str, sorted(possible)))}")
+
+
+def _entry(state: dict, name: str, *axes: int) -> torch.Tensor:
+    """A tensor of the state dict that has to be there, with one of these numbers of axes."""
+    if name not in state:
+        raise ValueError(f"missing: {name}")
+    if state[name].dim() not in axes:
+        raise ValueError(f"{name} has shape {tuple(state[name].shape)}, but needs {' or '.join(map(str, axes))} axes")
+    return state[name]
+
+
+def _numbered(state: dict, pattern: str) -> int:
+    """One more than the highest number that the pattern's group finds at the beginning of names; 0 if none."""
+    return 1 + max((int(m[1]) for name in state if (m := re.match(pattern, name))), default=-1)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

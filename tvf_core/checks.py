@@ -59,6 +59,15 @@ def check_labels(labels: torch.Tensor, like: torch.Tensor | None = None, name: s
     return rank
 
 
+def check_points(points: torch.Tensor, displacement: torch.Tensor) -> None:
+    """Check ``(B, K, D)`` voxel coordinates against the displacement that is to carry them."""
+    rank = check_field(displacement)
+    if points.dim() != 3 or points.shape[0] != displacement.shape[0] or points.shape[2] != rank:
+        raise ValueError(f"points: expected ({displacement.shape[0]}, number, {rank}) voxel coordinates, got shape {tuple(points.shape)}")
+    if not points.is_floating_point():
+        raise TypeError(f"points: expected floating-point voxel coordinates, got {points.dtype}")
+
+
 def one_of(value: str, known, what: str) -> str:
     """Return ``value`` if it is among ``known``; otherwise a ValueError that lists what is known."""
     if value not in known:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
 from . import checkpoints
 from . import evaluate as evaluation
 from . import profiles, tables
 from . import train as training
+from .checks import one_of
 from .data import load
 from .methods import METHODS, Model, NetworkConfig
 from .paths import RESULTS, ROOT, runs, write_then_rename
@@ -25,13 +29,13 @@ README_PAIR = 30
 @app.command
 def methods() -> None:
     """List the methods: field they predict, inverse, parameters of the demo network, source."""
-    print(f"{'name':14} {'title':20} {'field':22} {'inverse':26} {'2D':>9} {'3D':>9}  source")
+    print(f"{'name':16} {'title':22} {'field':22} {'inverse':26} {'2D':>9} {'3D':>9}  source")
     for name, m in METHODS.items():
         counts = ["-", "-"]
         if m.build:
             networks = [Model(NetworkConfig(name, dim)).network for dim in (2, 3)]
             counts = [f"{sum(p.numel() for p in n.parameters()):,}" for n in networks]
-        print(f"{name:14} {m.title:20} {m.field:22} {m.inverse:26} {counts[0]:>9} {counts[1]:>9}  {m.source}")
+        print(f"{name:16} {m.title:22} {m.field:22} {m.inverse:26} {counts[0]:>9} {counts[1]:>9}  {m.source}")
 
 
 @app.command
@@ -65,6 +69,34 @@ def evaluate(method: str, data: str, weights: Path | None = None, split: str = "
         out: results folder; default runs/results.
     """
     _print_summary(evaluation.evaluate(method, data, weights=weights, split=split, limit=limit, image_size=image_size, out=out))
+
+
+@app.command
+def convert(released: Positional[Annotated[Path, tyro.conf.arg(metavar="RELEASED")]],
+            out: Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]], method: str = "", window: tuple[int, ...] = ()) -> None:
+    """Read a checkpoint of the released TransMorph code safely and write it as .safetensors.
+
+    Args:
+        released: a released .pth.tar file or a bare state dict of TM or TM-TVF.
+        out: .safetensors file to write; every bit of the weights is kept.
+        method: what it is, if not the plain tm or tm-tvf that its layers tell, e.g. tm-tvf-lddmm.
+        window: attention window, where the file leaves it open; you are told.
+    """
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"{out}: the output must be a file whose name ends in .safetensors")
+    if released.suffix == ".safetensors":
+        raise ValueError(f"{released} is a .safetensors file already")
+    model = checkpoints.load(released, window or None)
+    config = model.config
+    if method:
+        if METHODS[one_of(method, METHODS, "method")].build is not METHODS[config.method].build:
+            raise ValueError(f"{released.name} holds a network of {config.method}, not of {method}")
+        config = replace(config, method=method)
+    checkpoints.save(out, model.network.state_dict(), config, half=False)
+    steps = f"{config.time_steps} velocity fields" if METHODS[config.method].field.endswith("velocity") else f"{config.head}-resolution head"
+    size = config.size if isinstance(config.size, str) else ", ".join(f"{k} {v}" for k, v in config.size.items())
+    count = sum(p.numel() for p in model.network.parameters())
+    print(f"{out}: {config.method} in {config.dim}D, {size}, {steps}, {count:,} parameters, released rules")
 
 
 @app.command(name="train-all")
@@ -132,7 +164,7 @@ def main() -> None:
     try:
         app.cli(prog="tvf", description="Diffeomorphic image registration with time-varying velocity fields.",
                 config=(tyro.conf.OmitArgPrefixes,))
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(f"tvf: {error}")
     except KeyboardInterrupt:
         sys.exit("tvf: stopped; a training continues from its last saved state with the same command")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .checks import check_field, check_labels, spatial_rank
+from .checks import check_field, check_labels, check_points, spatial_rank
 
 MODES = {"linear": "bilinear", "nearest": "nearest"}  # grid_sample calls trilinear "bilinear" too
 
@@ -104,6 +104,19 @@ def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
     return inner + warp(outer, inner, padding="border")
 
 
+def transform_points(points: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+    """Where ``Id + displacement`` sends points: ``(B, K, D)`` voxel coordinates, ``x + u(x)``.
+
+    Between voxels u is interpolated linearly, outside the grid it continues as at the border. Note the
+    direction: the displacement that pulls the moving image onto the fixed one sends points of the
+    fixed image to the moving one.
+    """
+    check_points(points, displacement)
+    places = points.movedim(1, -1)
+    places = places.view(*places.shape, *[1] * (points.shape[2] - 1))
+    return points + sample(displacement, places, padding="border").flatten(2).movedim(-1, 1)
+
+
 def resize(displacement: torch.Tensor, shape) -> torch.Tensor:
     """Bring a field to another grid over the same field of view; values become voxels of that grid.
 
@@ -166,7 +179,7 @@ def invert(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
 
     For fields that come without a velocity. Converges where the gradient of u stays below 1;
     where the map folds there is no inverse and the result is meaningless. A map that comes from a
-    velocity needs no iteration: ``integrate.flow(velocity, inverse=True)``.
+    velocity needs no iteration: ``integrate.flow(velocity, t0=1, t1=0)``.
     """
     check_field(displacement)
     inverse = torch.zeros_like(displacement)

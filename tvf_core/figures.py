@@ -19,7 +19,8 @@ STYLE = {
     "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
     "image.cmap": "gray", "image.interpolation": "nearest",
 }
-COLORS = {"identity": "#888888", "tm": "#1f77b4", "tm-tvf-lddmm": "#2ca02c", "tm-tvf": "#d62728"}
+COLORS = {"identity": "#888888", "tm": "#1f77b4", "tm-tvf-lddmm": "#2ca02c", "tm-tvf": "#d62728",
+          "tm-tvf-released": "#ff7f0e", "vm-tvf": "#9467bd"}
 
 
 def color_of(method: str) -> str:

@@ -7,10 +7,13 @@ voxels it is interpolated linearly. The inverse is the flow of -v in reversed ti
 
 from __future__ import annotations
 
-from typing import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from . import released
 from .checks import check_field, one_of
 from .fields import compose, identity_grid, sample
 
@@ -39,10 +42,11 @@ def rk4_step(v: Velocity, t: float, x: torch.Tensor, h: float) -> torch.Tensor:
 
 
 STEPS = {"euler": euler_step, "heun": heun_step, "rk4": rk4_step}
+INTEGRATORS = (*STEPS, "released")
 
 
 def solve(v: Velocity, points: torch.Tensor, t0: float = 0.0, t1: float = 1.0, steps: int = 8,
-          method: str = "rk4") -> torch.Tensor:
+          method: str = "rk4", recompute: bool = False) -> torch.Tensor:
     """Carry points along any velocity from time ``t0`` to ``t1`` (backwards if ``t1 < t0``).
 
     Parameters
@@ -51,25 +55,37 @@ def solve(v: Velocity, points: torch.Tensor, t0: float = 0.0, t1: float = 1.0, s
     points : (B, D, *P) start positions.
     steps : number of equal steps.
     method : ``euler``, ``heun`` or ``rk4``.
+    recompute : for gradients in little memory: keep only log2(steps) positions and compute the rest
+        again in the backward pass. The values are the same.
     """
     step = STEPS[one_of(method, STEPS, "integrator")]
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     h = (t1 - t0) / steps
+
+    def run(x, first, last):  # halves, halves of halves, ...: each remembers only where it began
+        if last - first == 1:
+            return step(v, t0 + first * h, x, h)
+        middle = (first + last) // 2
+        x = checkpoint(run, x, first, middle, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(run, x, middle, last, use_reentrant=False, preserve_rng_state=False)
+
+    if recompute:
+        return checkpoint(run, points, 0, steps, use_reentrant=False, preserve_rng_state=False)
     for k in range(steps):
         points = step(v, t0 + k * h, points, h)
     return points
 
 
-def advance(velocity: torch.Tensor, displacement: torch.Tensor, duration: float, method: str = "euler",
-            substeps: int = 1) -> torch.Tensor:
-    """Continue the map ``Id + displacement`` along one constant velocity field.
+def advance(velocity: torch.Tensor, displacement: torch.Tensor, duration: float, method: str = "euler") -> torch.Tensor:
+    """Continue the map ``Id + displacement`` by one step along a velocity field.
 
     Parameters
     ----------
     velocity : (B, D, *S) voxels per unit time, constant during ``duration``; negative duration
         runs it backwards.
     displacement : (B, D, *S) voxels, the map so far.
+    method : ``euler``, ``heun``, ``rk4`` or ``released``.
 
     Returns
     -------
@@ -77,46 +93,103 @@ def advance(velocity: torch.Tensor, displacement: torch.Tensor, duration: float,
     ``u(x) + duration * v(x + u(x))``: the velocity is sampled where the map has already carried x.
     """
     check_field(velocity, "velocity")
+    if one_of(method, INTEGRATORS, "integrator") == "released":
+        return released.advance(duration * velocity, displacement)
     grid = identity_grid(displacement.shape[2:], displacement.device, torch.promote_types(displacement.dtype, torch.float32))
-    points = solve(lambda _, x: sample(velocity, x, padding="border"), grid + displacement, 0.0, duration, substeps, method)
-    return points - grid
+    return solve(_field(velocity), grid + displacement, 0.0, duration, 1, method) - grid
 
 
-def flow(velocity: torch.Tensor, method: str = "rk4", substeps: int = 1, inverse: bool = False,
-         trajectory: bool = False) -> torch.Tensor:
-    """Map at the end of the flow of a time-varying velocity, as a displacement.
+def transport(velocity: torch.Tensor, points: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: float = 0.0,
+              t1: float = 1.0, recompute: bool = False) -> torch.Tensor:
+    """Carry any points along a time-varying velocity, without a displacement field in between.
 
     Parameters
     ----------
     velocity : (B, T, D, *S) voxels per unit time; step k is constant on [k/T, (k+1)/T).
+    points : (B, D, *P) voxel coordinates on the velocity's grid; ``P`` is any shape.
     method : ``euler``, ``heun`` or ``rk4``.
-    substeps : solver steps within each of the T intervals; may differ from training.
-    inverse : run time backwards, which gives phi_1^-1 of the same velocity.
-    trajectory : give every phi_{k/T} instead of the last: ``(B, T + 1, D, *S)``, the first is zero.
-        With ``inverse`` entry k is the flow from time 1 back to time 1 - k/T.
+    substeps : solver steps within each of the T intervals (or the part of one that t0 and t1 leave).
+    t0, t1 : from when to when, within [0, 1]; ``t0=1, t1=0`` carries the points back.
+    recompute : see :func:`solve`.
 
     Returns
     -------
-    (B, D, *S) displacement in voxels of the velocity's grid.
+    (B, D, *P) where the points are at time t1.
+    """
+    if substeps < 1:
+        raise ValueError(f"substeps: expected at least 1, got {substeps}")
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    for k, begin, end in _intervals(_time_steps(velocity), t0, t1):
+        points = solve(_field(velocity[:, k]), points, begin, end, substeps, method, recompute)
+    return points
+
+
+def flow(velocity: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: float = 0.0, t1: float = 1.0, shape=None,
+         recompute: bool = False) -> torch.Tensor:
+    """Map from time t0 to t1 of the flow of a time-varying velocity, as a displacement.
+
+    Parameters
+    ----------
+    velocity, substeps, t0, t1, recompute : as for :func:`transport`. ``t0=1, t1=0`` is the inverse map:
+        from the same velocity, time running backwards.
+    method : ``euler``, ``heun``, ``rk4``, or ``released`` for the rule of the released code
+        (:mod:`tvf_core.released`), whose "inverse" is the sum of the negated fields.
+    shape : image grid on which the map is wanted: the velocity's own (default) or the one that it
+        halves. There every voxel is carried through the velocity from where it lies; nothing is upsampled.
+
+    Returns
+    -------
+    (B, D, *S) displacement in voxels of that grid.
 
     Examples
     --------
     >>> import torch
     >>> v = torch.full((1, 4, 2, 8, 8), 0.5)           # the same translation all the time
-    >>> flow(v).unique().tolist(), flow(v, inverse=True).unique().tolist()
+    >>> flow(v).unique().tolist(), flow(v, t0=1, t1=0).unique().tolist()
     ([0.5], [-0.5])
+    >>> flow(v, shape=(16, 15)).unique().tolist()       # voxels half as large: twice as many of them
+    [1.0]
     """
-    if velocity.dim() < 3:
-        raise ValueError(f"velocity: expected (batch, time, D, *space), got shape {tuple(velocity.shape)}")
-    steps = velocity.shape[1]
-    duration = (-1.0 if inverse else 1.0) / steps
-    order = range(steps - 1, -1, -1) if inverse else range(steps)
-    u = torch.zeros_like(velocity[:, 0])
-    path = [u]
-    for k in order:
-        u = advance(velocity[:, k], u, duration, method, substeps)
-        path.append(u)
-    return torch.stack(path, dim=1) if trajectory else u
+    return trajectory(velocity, (t0, t1), method, substeps, shape, recompute)[:, -1]
+
+
+def trajectory(velocity: torch.Tensor, times: Sequence[float] | None = None, method: str = "rk4", substeps: int = 1,
+               shape=None, recompute: bool = False) -> torch.Tensor:
+    """The map phi_t at several times, each continued from the one before.
+
+    Parameters
+    ----------
+    times : within [0, 1], rising or falling; the first is where the flow begins. Default 0, 1/T, ..., 1.
+    velocity, method, substeps, shape, recompute : as for :func:`flow`. ``released`` knows the ends of
+        intervals only.
+
+    Returns
+    -------
+    (B, len(times), D, *S) displacements from times[0] to each time; the first is zero.
+    """
+    steps = _time_steps(velocity)
+    times = [k / steps for k in range(steps + 1)] if times is None else list(times)
+    factor, shape = _refinement(velocity, shape)
+    if one_of(method, INTEGRATORS, "integrator") == "released":
+        if substeps != 1:
+            raise ValueError(f"the released rule has no sub-steps, got {substeps}; use euler, heun or rk4")
+        u = torch.zeros_like(velocity[:, 0])
+        path = [u]
+        for begin, end in itertools.pairwise(times):
+            for k, a, b in _intervals(steps, begin, end):
+                if abs(abs(b - a) * steps - 1) > 1e-6:
+                    raise ValueError(f"the released rule knows whole intervals only: times must be multiples of 1/{steps}")
+                u = released.advance(velocity[:, k] * (b - a), u)
+            path.append(u)
+        return torch.stack([released.double(u, shape) if factor == 2 else u for u in path], dim=1)
+    start = identity_grid(shape, velocity.device, torch.promote_types(velocity.dtype, torch.float32))
+    start = (start + 0.5) / factor - 0.5  # centres of the wanted voxels, on the velocity's grid
+    points, path = start.expand(velocity.shape[0], *start.shape[1:]), []
+    path.append(torch.zeros_like(points))
+    for begin, end in itertools.pairwise(times):
+        points = transport(velocity, points, method, substeps, begin, end, recompute)
+        path.append(factor * (points - start))
+    return torch.stack(path, dim=1)
 
 
 def scaling_and_squaring(velocity: torch.Tensor, squarings: int = 7) -> torch.Tensor:
@@ -138,3 +211,36 @@ def scaling_and_squaring(velocity: torch.Tensor, squarings: int = 7) -> torch.Te
     for _ in range(squarings):
         u = compose(u, u)
     return u
+
+
+def _field(velocity: torch.Tensor) -> Velocity:
+    return lambda _, points: sample(velocity, points, padding="border")
+
+
+def _time_steps(velocity: torch.Tensor) -> int:
+    """T of a ``(B, T, D, *S)`` velocity, after checking its shape."""
+    if velocity.dim() < 3 or velocity.shape[1] < 1:
+        raise ValueError(f"velocity: expected (batch, time, D, *space), got shape {tuple(velocity.shape)}")
+    check_field(velocity[:, 0], "velocity at one time")
+    return velocity.shape[1]
+
+
+def _intervals(steps: int, t0: float, t1: float) -> Iterator[tuple[int, float, float]]:
+    """(number of the interval, begin, end) of every piece of the way from t0 to t1, in its order."""
+    if not (0 <= t0 <= 1 and 0 <= t1 <= 1):
+        raise ValueError(f"times: expected within [0, 1], got {t0} and {t1}")
+    low, high = sorted((t0 * steps, t1 * steps))
+    cuts = [low, *[k for k in range(steps + 1) if low + 1e-9 < k < high - 1e-9], high]
+    pieces = [(int((a + b) / 2), a / steps, b / steps) for a, b in itertools.pairwise(cuts) if b > a]
+    return iter(pieces if t0 < t1 else [(k, b, a) for k, a, b in reversed(pieces)])
+
+
+def _refinement(velocity: torch.Tensor, shape) -> tuple[int, tuple[int, ...]]:
+    """How many times finer the grid ``shape`` is than the velocity's (1 or 2), and that shape."""
+    own = tuple(velocity.shape[3:])
+    shape = own if shape is None else tuple(int(s) for s in shape)
+    if shape == own:
+        return 1, shape
+    if tuple(-(-s // 2) for s in shape) == own:
+        return 2, shape
+    raise ValueError(f"shape {shape}: a velocity on {own} gives maps on {own} or on the grid that it halves")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable
 
 import torch
 from torch import nn
 
-from . import fields, losses
-from .checks import check_pair, one_of
-from .integrate import flow
+from . import fields, losses, released
+from .baselines.voxelmorph import VoxelMorphBackbone
+from .checks import check_pair, check_points, one_of
+from .integrate import INTEGRATORS, flow, trajectory, transport
 from .swin import SwinConfig
-from .transmorph import TransMorph, TransMorphBackbone
+from .transmorph import RELEASED, RIGHT, TransMorph, TransMorphBackbone
 from .tvf import TimeVaryingVelocity
 
 # Network sizes: the published ones, and "demo", small enough to train on two CPU cores.
@@ -29,13 +30,33 @@ PUBLISHED_WINDOW = {2: (8, 8), 3: (5, 6, 7)}
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What rebuilds a network: it is stored with the weights."""
+    """What rebuilds a network: it is stored with the weights.
+
+    Attributes
+    ----------
+    method : a name of ``METHODS``.
+    dim : 2 or 3.
+    size : a name of ``SIZES``, or the encoder's embed, depths, heads and window as a dict.
+    time_steps : N of the TVF methods.
+    integrator : of the TVF methods; default the method's own. ``released`` makes any network follow the
+        conventions of the released code, as published weights need.
+    head : ``full`` or ``half`` resolution of TM; default as published: full for the faces, half for OASIS.
+    """
 
     method: str
     dim: int
-    size: str = "demo"
+    size: str | dict = "demo"
     time_steps: int = 8
-    integrator: str = "rk4"
+    integrator: str = ""
+    head: str = ""
+
+    def __post_init__(self):
+        if self.dim not in (2, 3):
+            raise ValueError(f"dim: expected 2 or 3, got {self.dim}")
+        entry = METHODS[one_of(self.method, METHODS, "method")]
+        one_of(self.integrator or entry.integrator, INTEGRATORS, "integrator")
+        object.__setattr__(self, "integrator", self.integrator or entry.integrator)
+        object.__setattr__(self, "head", self.head or ("full" if self.dim == 2 else "half"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,7 @@ class Method:
         as the paper does for the faces.
     energy : constants of the LDDMM energy for 2D and 3D, where it is used.
     field, inverse, source : what the network predicts, how its inverse is obtained, where it is from.
+    integrator : that the network is trained with, unless its configuration says otherwise.
     """
 
     title: str
@@ -57,23 +79,29 @@ class Method:
     energy: dict[int, dict[str, float]] = field(default_factory=dict)
     field: str = "displacement"
     inverse: str = "approximate (fixed point)"
+    integrator: str = "rk4"
     source: str = ""
 
 
 def swin_config(config: NetworkConfig) -> SwinConfig:
-    """Swin encoder of a named size."""
+    """Swin encoder of a named or written-out size."""
+    if isinstance(config.size, dict):
+        return SwinConfig(config.dim, config.size["embed"], *(tuple(config.size[k]) for k in ("depths", "heads", "window")))
     size = dict(SIZES[one_of(config.size, SIZES, "network size")])
     window = size.pop("window", PUBLISHED_WINDOW)[config.dim]
     return SwinConfig(config.dim, window=window, **size)
 
 
 def _tm(config: NetworkConfig) -> nn.Module:
-    # As published: full-resolution head for the faces (2D), half-resolution head for OASIS (3D).
-    return TransMorph(swin_config(config), head="full" if config.dim == 2 else "half")
+    return TransMorph(swin_config(config), config.head, RELEASED if config.integrator == "released" else RIGHT)
 
 
 def _tm_tvf(config: NetworkConfig) -> nn.Module:
     return TimeVaryingVelocity(TransMorphBackbone(swin_config(config)), config.time_steps, config.integrator)
+
+
+def _vm_tvf(config: NetworkConfig) -> nn.Module:
+    return TimeVaryingVelocity(VoxelMorphBackbone(config.dim), config.time_steps, config.integrator)
 
 
 # The penalty is on the final displacement, as in the released code; the paper's eq. 3 writes it for v_1.
@@ -96,16 +124,28 @@ METHODS = {
         "TM-TVF", _tm_tvf, _NCC, field="time-varying velocity", inverse="flow of -v, backwards",
         source="Chen, Frey & Du 2022, eq. 3",
     ),
+    "tm-tvf-released": Method(
+        "TM-TVF, released rule", _tm_tvf, _NCC, field="time-varying velocity", inverse="sum of -v (none)",
+        integrator="released", source="Chen, Frey & Du 2022, as their code integrates",
+    ),
+    "vm-tvf": Method(
+        "VM-TVF", _vm_tvf, _NCC, field="time-varying velocity", inverse="flow of -v, backwards",
+        source="our head on the U-Net of Balakrishnan et al. 2019",
+    ),
 }
 
 
 def objective(method: str, batch: dict, displacement: torch.Tensor, velocity: torch.Tensor | None,
-              classes: int = 0) -> dict[str, torch.Tensor]:
-    """Weighted loss terms of a method for one batch; their sum is what training minimises."""
+              classes: int = 0, sampled: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Weighted loss terms of a method for one batch; their sum is what training minimises.
+
+    ``sampled`` is where images and labels are read, if not at ``displacement`` (``Convention.sampled``).
+    """
     entry, dim = METHODS[method], displacement.shape[1]
     moving, fixed = batch["moving"], batch["fixed"]
-    labels = [batch["moving_labels"], displacement, batch["fixed_labels"], classes] if classes else None
-    warped = fields.warp(moving, displacement)
+    sampled = displacement if sampled is None else sampled
+    labels = [batch["moving_labels"], sampled, batch["fixed_labels"], classes] if classes else None
+    warped = fields.warp(moving, sampled)
     terms = {
         "lncc": lambda: losses.lncc(warped, fixed),
         "mse": lambda: losses.mse(warped, fixed),
@@ -124,15 +164,18 @@ class Registration:
 
     Attributes
     ----------
-    displacement : (B, D, *S) voxels; ``warped(x) = moving(x + u(x))``.
+    displacement : (B, D, *S) voxels; ``warped(x) = moving(x + u(x))``. u = phi - Id takes points of the
+        fixed image to the moving one, and so pulls the moving image back.
     warped : (B, 1, *S) the moving image on the fixed grid.
     velocity : (B, T, D, *S') on the half grid or on the image's, or None.
+    integrator, substeps : that made the displacement of the velocity.
     """
 
     displacement: torch.Tensor
     warped: torch.Tensor
     velocity: torch.Tensor | None = None
     integrator: str = "rk4"
+    substeps: int = 1
 
     def inverse(self) -> torch.Tensor:
         """Displacement of phi^-1: ``fixed(x + inverse(x))`` looks like ``moving(x)``.
@@ -141,26 +184,66 @@ class Registration:
         """
         if self.velocity is None:
             return fields.invert(self.displacement)
-        u = flow(self.velocity, self.integrator, inverse=True)
-        return u if u.shape == self.displacement.shape else fields.double(u, self.displacement.shape[2:])
+        return flow(self.velocity, self.integrator, self.substeps, 1, 0, self.displacement.shape[2:])
+
+    def trajectory(self, times=None) -> torch.Tensor:
+        """phi_t as displacements ``(B, len(times), D, *S)``; times as for :func:`tvf_core.integrate.trajectory`."""
+        if self.velocity is None:
+            raise ValueError("this method predicts a displacement, not a velocity: there is no trajectory")
+        return trajectory(self.velocity, times, self.integrator, self.substeps, self.displacement.shape[2:])
+
+    def transport(self, what: torch.Tensor, kind: str = "image", to: str = "fixed") -> torch.Tensor:
+        """Carry an image, a label map or points from the moving to the fixed image's space, or back.
+
+        Parameters
+        ----------
+        what : image (B, C, *S) float, labels (B, 1, *S) integer, or points (B, K, D) in voxels.
+        kind : ``image`` (linear interpolation), ``labels`` (nearest) or ``points``.
+        to : ``fixed``: what lies on the moving image; ``moving``: what lies on the fixed one.
+
+        Notes
+        -----
+        Images are pulled back and points pushed forward: to the fixed space images take phi, points
+        phi^-1. Points follow the velocity itself where there is one: no map is interpolated.
+        """
+        one_of(kind, ("image", "labels", "points"), "kind")
+        to_fixed = one_of(to, ("fixed", "moving"), "target") == "fixed"
+        if kind != "points":
+            u = self.displacement if to_fixed else self.inverse()
+            return (fields.warp if kind == "image" else fields.warp_labels)(what, u)
+        if self.velocity is None or self.integrator == "released":
+            return fields.transform_points(what, self.inverse() if to_fixed else self.displacement)
+        check_points(what, self.displacement)
+        factor = 1 if self.velocity.shape[3:] == self.displacement.shape[2:] else 2
+        points = (what.movedim(1, -1) + 0.5) / factor - 0.5
+        points = points.view(*points.shape, *[1] * (what.shape[2] - 1))
+        moved = transport(self.velocity, points, self.integrator, self.substeps, *((1, 0) if to_fixed else (0, 1)))
+        return (factor * (moved + 0.5) - 0.5).flatten(2).movedim(-1, 1)
 
 
 class Model:
     """A method ready to register: ``Model(config).register(moving, fixed)``."""
 
     def __init__(self, config: NetworkConfig, network: nn.Module | None = None):
-        entry = METHODS[one_of(config.method, METHODS, "method")]
-        if config.dim not in (2, 3):
-            raise ValueError(f"dim: expected 2 or 3, got {config.dim}")
+        entry = METHODS[config.method]
         self.config, self.title = config, entry.title
         self.network = network if network is not None or entry.build is None else entry.build(config)
 
-    def register(self, moving: torch.Tensor, fixed: torch.Tensor) -> Registration:
-        """Align ``moving`` to ``fixed``, both ``(B, 1, *S)`` float in [0, 1]."""
+    def register(self, moving: torch.Tensor, fixed: torch.Tensor, integrator: str = "", substeps: int = 1) -> Registration:
+        """Align ``moving`` to ``fixed``, both ``(B, 1, *S)`` float in [0, 1].
+
+        A method with a velocity gives the flow of it on the image grid; ``integrator`` (default the one of
+        training) and ``substeps`` in each of the N intervals may be chosen anew without retraining.
+        """
         dim = check_pair(moving, fixed, self.config.dim)
+        integrator = one_of(integrator or self.config.integrator, INTEGRATORS, "integrator")
         if self.network is None:
             return Registration(moving.new_zeros(moving.shape[0], dim, *moving.shape[2:]), moving)
         self.network.eval()
         with torch.no_grad():
             displacement, velocity = self.network(moving, fixed)
-            return Registration(displacement, fields.warp(moving, displacement), velocity, self.config.integrator)
+            convention = self.network.convention
+            if velocity is not None:
+                displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
+                convention = RELEASED if integrator == "released" else RIGHT
+            return Registration(displacement, convention.warp(moving, displacement), velocity, integrator, substeps)

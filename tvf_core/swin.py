@@ -42,7 +42,7 @@ class SwinConfig:
         if len(self.window) != self.dim:
             raise ValueError(f"window: expected {self.dim} sizes, got {self.window}")
         for stage, heads in enumerate(self.heads):
-            if self.channels(stage) % heads:
+            if heads < 1 or self.channels(stage) % heads:
                 raise ValueError(f"heads: stage {stage} has {self.channels(stage)} channels, not divisible by {heads}")
 
     def channels(self, stage: int) -> int:

@@ -30,7 +30,7 @@ from .profiles import Profile
 
 
 def train(method: str, profile: Profile, *, steps: int | None = None, seed: int = 0, time_steps: int = 8,
-          integrator: str = "rk4", validations: int = 8, validation_pairs: int = 12, save_minutes: float = 2.0,
+          integrator: str = "", validations: int = 8, validation_pairs: int = 12, save_minutes: float = 2.0,
           out: Path | None = None, progress: bool = True) -> dict:
     """Train one method and write its weights, history and run card.
 
@@ -40,7 +40,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     profile : data set, network size, steps, batch, learning rate.
     steps : optimiser steps; default the profile's.
     seed : of the initial weights, the order of pairs and stochastic depth.
-    time_steps, integrator : N and the solver of the TVF methods.
+    time_steps, integrator : N and the solver of the TVF methods; default the method's.
     validations, validation_pairs : how often, and on how many pairs, the weights are scored (Dice
         where there are labels, else SSIM); the best are kept.
     save_minutes : how often the resumable state is saved.
@@ -107,7 +107,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
 
         network.train()
         displacement, velocity = network(batch["moving"], batch["fixed"])
-        terms = objective(method, batch, displacement, velocity, splits["train"].classes)
+        terms = objective(method, batch, displacement, velocity, splits["train"].classes, plain.convention.sampled(displacement))
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             parts = ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items())

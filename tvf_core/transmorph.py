@@ -2,23 +2,46 @@
 
 The decoder down to a quarter of the resolution is a module of its own, because the time-varying
 model (``tvf.py``) shares it. Widths, layers and parameter counts are those of the released code, 2D
-and 3D. Four things differ, so that fields keep their geometry and released weights do not fit here:
-images are halved by 2 x 2 means (released: width 3, stride 2, zero padding), a half-resolution field
-is doubled in value too, the unused convolution of the half-resolution variant is left out, and every
-warp has the identity as its zero. Any image size works: every level pads inside and crops back.
+and 3D; only the convolution that its half-resolution variant never uses is left out. How images are
+halved, fields doubled and images warped are not weights: a :class:`Convention` says whether
+the right way (``fields``) or that of the released code (``released``), which published weights need.
+Any image size works: every level pads inside and crops back.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_pair
-from .fields import double, halve
+from . import fields, released
+from .checks import check_pair, one_of
 from .swin import Swin, SwinConfig
 
 HEAD_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a network halves images, doubles fields, and where its warp reads: ``sampled(u)`` instead of ``u``."""
+
+    halve: Callable
+    double: Callable
+    sampled: Callable
+
+    def warp(self, image, displacement):
+        return fields.warp(image, self.sampled(displacement))
+
+
+def _as_given(displacement):
+    return displacement
+
+
+RIGHT = Convention(fields.halve, fields.double, _as_given)
+RELEASED = Convention(released.halve, released.double, released.sampled)
 
 
 def conv(dim: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
@@ -81,15 +104,16 @@ class TransMorph(nn.Module):
     ----------
     config : SwinConfig
     head : ``full`` predicts at image resolution (the faces), ``half`` at half resolution and
-        upsamples (the OASIS variant); the values are voxels of the grid they live on.
+        upsamples (the OASIS variant).
+    convention : ``RIGHT``, where the values are voxels of the grid they live on, or ``RELEASED``.
     """
 
-    def __init__(self, config: SwinConfig, head: str = "full"):
+    def __init__(self, config: SwinConfig, head: str = "full", convention: Convention = RIGHT):
         super().__init__()
         c, dim = config.embed, config.dim
-        if head not in ("full", "half"):
-            raise ValueError(f"head: expected 'full' or 'half', got {head!r}")
-        self.dim, self.head = dim, head
+        self.dim, self.head = dim, one_of(head, ("full", "half"), "head")
+        # The released full-resolution variant warps rightly.
+        self.convention = replace(convention, sampled=_as_given) if head == "full" else convention
         self.backbone = TransMorphBackbone(config)
         self.c1 = conv_unit(dim, 2, c // 2)
         if head == "full":
@@ -104,7 +128,7 @@ class TransMorph(nn.Module):
         """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)`` in voxels, and None for velocity."""
         check_pair(moving, fixed, self.dim)
         pair = torch.cat([moving, fixed], dim=1)
-        x = self.up3(self.backbone(pair), self.c1(halve(pair)))
+        x = self.up3(self.backbone(pair), self.c1(self.convention.halve(pair)))
         if self.head == "half":
-            return double(self.reg_head(x).float(), moving.shape[2:]), None
+            return self.convention.double(self.reg_head(x).float(), moving.shape[2:]), None
         return self.reg_head(self.up4(x, self.c2(pair))).float(), None

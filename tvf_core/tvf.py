@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from .checks import check_pair, one_of
-from .fields import double, halve, warp
-from .integrate import STEPS, advance
-from .transmorph import HEAD_CHANNELS, DecoderBlock, conv_unit, registration_head
+from .integrate import INTEGRATORS, advance
+from .transmorph import HEAD_CHANNELS, RELEASED, RIGHT, DecoderBlock, conv_unit, registration_head
 
 
 class TimeVaryingVelocity(nn.Module):
@@ -24,14 +23,15 @@ class TimeVaryingVelocity(nn.Module):
     backbone : module ``(B, 2, *S) -> (B, channels, *ceil(S / 4))``, with ``dim`` and ``channels``.
     steps : N, the number of velocity fields; each has its own weights, so N is fixed by training.
     method : integrator that builds the map. ``euler`` is the paper's update; the shipped weights were
-        trained with ``rk4``, one step per interval.
+        trained with ``rk4``, one step per interval. ``released`` is the rule of the released code, and
+        switches halving, doubling and warping to that code's too.
 
     Notes
     -----
     The head's output is the displacement of one interval, v_t / N, which keeps the scale of the
     released weights; the returned velocity is per unit time. Velocities live on the half grid, in
-    half-grid voxels; the map is doubled in size and value to reach the image grid. (The released
-    code samples each new field at its own displacement and does not double the values.)
+    half-grid voxels; the map is doubled in size and value to reach the image grid. ``flow`` of the
+    velocity on the image grid gives the same map without that upsampling.
     """
 
     def __init__(self, backbone: nn.Module, steps: int = 8, method: str = "euler"):
@@ -39,7 +39,8 @@ class TimeVaryingVelocity(nn.Module):
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
         dim, c = backbone.dim, backbone.channels
-        self.dim, self.steps, self.method = dim, steps, one_of(method, STEPS, "integrator")
+        self.dim, self.steps, self.method = dim, steps, one_of(method, INTEGRATORS, "integrator")
+        self.convention = RELEASED if method == "released" else RIGHT
         self.backbone = backbone
         self.reg_heads = nn.ModuleList(registration_head(dim) for _ in range(steps))
         self.up3s = nn.ModuleList(DecoderBlock(dim, c, HEAD_CHANNELS, c // 2) for _ in range(steps))
@@ -55,12 +56,12 @@ class TimeVaryingVelocity(nn.Module):
         """
         check_pair(moving, fixed, self.dim)
         features = self.backbone(torch.cat([moving, fixed], dim=1))
-        moving_half, fixed_half = halve(moving), halve(fixed)
+        moving_half, fixed_half = self.convention.halve(moving), self.convention.halve(fixed)
         warped, u, velocities = moving_half, None, []
         for context, decode, head in zip(self.cs, self.up3s, self.reg_heads):
             if u is not None:
-                warped = warp(moving_half, u)
+                warped = self.convention.warp(moving_half, u)
             v = self.steps * head(decode(features, context(torch.cat([warped, fixed_half], dim=1)))).float()
             u = advance(v, torch.zeros_like(v) if u is None else u, 1 / self.steps, self.method)
             velocities.append(v)
-        return double(u, moving.shape[2:]), torch.stack(velocities, dim=1)
+        return self.convention.double(u, moving.shape[2:]), torch.stack(velocities, dim=1)

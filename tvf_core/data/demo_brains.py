@@ -146,7 +146,8 @@ def true_displacement(subject: int, inverse: bool = False) -> torch.Tensor:
     inverse : False: ``subject(x) = template(x + u(x))``, the map from the subject's grid to the
         template's. True: the inverse map, from the template's grid to the subject's.
     """
-    return flow(_velocity(subject), inverse=inverse)
+    t0, t1 = (1, 0) if inverse else (0, 1)
+    return flow(_velocity(subject), t0=t0, t1=t1)
 
 
 def true_pair_displacement(moving: int, fixed: int) -> torch.Tensor:
