@@ -430,6 +430,13 @@ def test_convert_refuses_what_is_converted_already_and_says_what_it_cannot_write
     assert sorted(p.name for p in tmp_path.glob("*again*")) == []
 
 
+def test_window_is_for_released_checkpoints_only(state, path, tmp_path):
+    torch.save(checkpoint(state), path)
+    cli.convert(path, tmp_path / "out.safetensors")
+    with rejects(ValueError, "out.safetensors", "released checkpoints only"):
+        checkpoints.load(tmp_path / "out.safetensors", (4, 4))
+
+
 def test_failed_convert_writes_nothing(state, path, tmp_path):
     torch.save(checkpoint(without(state, HEAD)), path)
     out = tmp_path / "weights.safetensors"

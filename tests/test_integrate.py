@@ -198,6 +198,29 @@ def test_semigroup_0_to_1_is_0_to_t_then_t_to_1(shape, t, smooth_velocity):
     torch.testing.assert_close(back, start, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("steps", [3, 7, 12])
+@pytest.mark.parametrize("method", ["rk4", "released"])
+def test_times_may_be_rounded(steps, method, smooth_velocity):
+    velocity = smooth_velocity((12, 11), steps=steps)
+    times = torch.linspace(0, 1, steps + 1)  # float32: not the nearest numbers to k / T
+    torch.testing.assert_close(integrate.trajectory(velocity, times, method), integrate.trajectory(velocity, method=method))
+    beyond = [k * (1 / steps) for k in range(steps)] + [1 + 1e-9]
+    torch.testing.assert_close(integrate.trajectory(velocity, beyond, method), integrate.trajectory(velocity, method=method))
+
+
+@each_size
+def test_points_of_any_arrangement_are_carried_alike(shape, smooth_velocity):
+    velocity, dim = smooth_velocity(shape).expand(2, -1, -1, *shape), len(shape)
+    grid = fields.identity_grid(shape)
+    expected = grid + integrate.flow(velocity)
+    for arrangement in ([-1], [1, -1], [-1, *[1] * dim]):
+        points = grid.reshape(1, dim, *arrangement)
+        carried = integrate.transport(velocity, points)
+        assert carried.shape == (2, *points.shape[1:])
+        torch.testing.assert_close(carried.reshape(expected.shape), expected)
+    assert integrate.flow(velocity).is_contiguous()  # not a slice of something larger
+
+
 @each_method
 def test_flow_over_part_of_the_time_is_that_part_of_an_affine_flow(method):
     shape, t = (15, 16), 0.45  # within the second of three intervals
@@ -257,7 +280,7 @@ def test_memory_of_recomputation_hardly_grows_with_the_substeps(smooth_velocity)
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
         return np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
 
-    assert peak(16, False) > 10 * peak(1, False)
+    assert peak(16, False) > 8 * peak(1, False)
     assert peak(16, True) < 1.5 * peak(1, True)
     assert peak(1, True) < peak(1, False)
 

@@ -40,3 +40,11 @@ def test_the_stored_results_clearly_beat_no_registration(data, metric, margin):
     assert set(stored) == set(METHODS)
     assert stored["tm-tvf"][metric]["mean"] > stored["identity"][metric]["mean"] + margin
     assert stored["identity"]["folding_percent"]["mean"] == 0
+
+
+@pytest.mark.parametrize("data", ["demo_faces", "demo_brains"])
+def test_the_flow_of_the_stored_results_inverts_and_the_released_rule_does_not(data):
+    stored = {m: s["summary"] for m, s in evaluate.read_results(RESULTS, data).items()}
+    assert stored["tm-tvf-lddmm"]["inverse_error"]["mean"] < 0.02
+    assert stored["tm-tvf-lddmm"]["inverse_error_p999"]["mean"] < 0.2
+    assert stored["tm-tvf-released"]["inverse_error"]["mean"] > 5 * stored["tm-tvf"]["inverse_error"]["mean"]

@@ -56,9 +56,12 @@ def load(path: Path, window: tuple[int, ...] | None = None) -> Model:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; train them with: tvf train --help")
+        hint = "; train them with: tvf train --help" if path.suffix == ".safetensors" else ""
+        raise FileNotFoundError(f"no weights at {path}{hint}")
     if path.suffix != ".safetensors":
         return _from_released(path, window)
+    if window is not None:
+        raise ValueError(f"window: {path.name} knows its own; it is for released checkpoints only")
     try:
         with safe_open(path, "pt") as file:
             config = NetworkConfig(**json.loads((file.metadata() or {})["network"]))

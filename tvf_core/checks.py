@@ -62,6 +62,8 @@ def check_labels(labels: torch.Tensor, like: torch.Tensor | None = None, name: s
 def check_points(points: torch.Tensor, displacement: torch.Tensor) -> None:
     """Check ``(B, K, D)`` voxel coordinates against the displacement that is to carry them."""
     rank = check_field(displacement)
+    if not isinstance(points, torch.Tensor):
+        raise TypeError(f"points: expected a torch.Tensor, got {type(points).__name__}")
     if points.dim() != 3 or points.shape[0] != displacement.shape[0] or points.shape[2] != rank:
         raise ValueError(f"points: expected ({displacement.shape[0]}, number, {rank}) voxel coordinates, got shape {tuple(points.shape)}")
     if not points.is_floating_point():

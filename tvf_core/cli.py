@@ -62,7 +62,7 @@ def evaluate(method: str, data: str, weights: Path | None = None, split: str = "
     Args:
         method: one of `tvf methods`.
         data: demo_faces or demo_brains.
-        weights: a .safetensors file; default the shipped one.
+        weights: a .safetensors file or a released checkpoint; default the shipped weights.
         split: train, val or test.
         limit: evaluate only so many pairs; 0 is all.
         image_size: edge of the images, as in training; 0 is the data set's own size.
@@ -136,7 +136,7 @@ def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, ima
         method: one of `tvf methods`.
         data: demo_faces or demo_brains.
         pair: number of the test pair.
-        weights: a .safetensors file; default the shipped one.
+        weights: a .safetensors file or a released checkpoint; default the shipped weights.
         image_size: edge of the images, as in training; 0 is the data set's own size.
         out: PNG to write.
     """

@@ -81,7 +81,8 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     weights = Path(weights) if weights else checkpoints.shipped(method, data)
     model = load_model(method, pairs, weights)
     settings = {"method": method, "data": data, "split": split, "shape": list(pairs.shape), "limit": limit,
-                "weights": sha256(weights)[:16] if entry.build else None}
+                "weights": sha256(weights)[:16] if entry.build else None,
+                "integrator": model.config.integrator if entry.field == "time-varying velocity" else None}
     folder = (Path(out) if out else runs() / "results") / data
     summary_file, rows_file = folder / f"{method}.json", folder / f"{method}.csv"
     if summary_file.exists():
@@ -97,7 +98,7 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
         rows.append({"pair": pairs.pair_name(k), **score(model, pairs, k, device)})
     numbers = [key for key in rows[0] if key not in ("pair", "seconds")]
     summary = {
-        "dataset": data, "method": method, "title": entry.title, "split": split, "n_pairs": len(rows),
+        "dataset": data, "method": method, "title": model.title, "split": split, "n_pairs": len(rows),
         "summary": {m: {"mean": float(np.nanmean([r[m] for r in rows])), "std": float(np.nanstd([r[m] for r in rows]))}
                     for m in numbers},
         "seconds_per_pair": round(float(np.median([r["seconds"] for r in rows])), 4),

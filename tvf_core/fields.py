@@ -15,6 +15,11 @@ from .checks import check_field, check_labels, check_points, spatial_rank
 MODES = {"linear": "bilinear", "nearest": "nearest"}  # grid_sample calls trilinear "bilinear" too
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.dtype:
+    """The tensor's type, or float32 if that is wider: half precision cannot address voxels."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def identity_grid(shape, device=None, dtype=torch.float32) -> torch.Tensor:
     """Voxel coordinates of a grid, ``(1, D, *shape)``: component d counts along axis d."""
     axes = [torch.arange(s, device=device, dtype=dtype) for s in shape]
@@ -26,7 +31,7 @@ def sample(image: torch.Tensor, points: torch.Tensor, mode: str = "linear", padd
 
     Parameters
     ----------
-    image : (B, C, *S) float
+    image : (B, C, *S) float; a batch of 1 serves all points.
     points : (B, D, *P) voxel coordinates on the image's grid; ``P`` is any D-dimensional shape.
     mode : ``linear`` or ``nearest``.
     padding : ``zeros`` outside the image (images, labels) or ``border`` (fields: a field that drops
@@ -45,13 +50,16 @@ def sample(image: torch.Tensor, points: torch.Tensor, mode: str = "linear", padd
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
-    dtype = torch.promote_types(image.dtype, torch.float32)
+    dtype = at_least_float32(image)
     # Differences to the centre first: 2x/(s-1) - 1 would lose the last bits of large coordinates.
     half = [(s - 1) / 2 for s in image.shape[2:]]
     normalised = [(points[:, d].to(dtype) - h) / max(h, 0.5) for d, h in enumerate(half)]
     grid = torch.stack(normalised[::-1], dim=-1)  # the sampler wants the last axis first
-    if grid.shape[0] != image.shape[0]:
-        grid = grid.expand(image.shape[0], *grid.shape[1:])
+    if grid.shape[0] != image.shape[0]:  # one image at many places, or many images at the same places
+        batch = max(grid.shape[0], image.shape[0])
+        if 1 not in (grid.shape[0], image.shape[0]):
+            raise ValueError(f"a batch of {image.shape[0]} images and one of {grid.shape[0]} maps do not go together")
+        grid, image = grid.expand(batch, *grid.shape[1:]), image.expand(batch, *image.shape[1:])
     return F.grid_sample(image.to(dtype), grid, mode=MODES[mode], padding_mode=padding, align_corners=True)
 
 
@@ -78,7 +86,7 @@ def warp(image: torch.Tensor, displacement: torch.Tensor, mode: str = "linear", 
     rank = check_field(displacement)
     if spatial_rank(image) != rank or image.shape[2:] != displacement.shape[2:]:
         raise ValueError(f"image {tuple(image.shape)} and displacement {tuple(displacement.shape)} differ in space")
-    grid = identity_grid(displacement.shape[2:], displacement.device, _at_least_float32(displacement))
+    grid = identity_grid(displacement.shape[2:], displacement.device, at_least_float32(displacement))
     return sample(image, grid + displacement, mode, padding)
 
 
@@ -191,7 +199,3 @@ def invert(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
 def inverse_consistency_error(forward: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     """Distance in voxels, ``(B, *S)``, between x and where ``Id + inverse`` after ``Id + forward`` sends it."""
     return compose(inverse, forward).norm(dim=1)
-
-
-def _at_least_float32(tensor: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import released
 from .checks import check_field, one_of
-from .fields import compose, identity_grid, sample
+from .fields import at_least_float32, compose, identity_grid, sample
 
 Velocity = Callable[[float, torch.Tensor], torch.Tensor]  # (time, points) -> velocity at the points
 
@@ -55,8 +55,8 @@ def solve(v: Velocity, points: torch.Tensor, t0: float = 0.0, t1: float = 1.0, s
     points : (B, D, *P) start positions.
     steps : number of equal steps.
     method : ``euler``, ``heun`` or ``rk4``.
-    recompute : for gradients in little memory: keep only log2(steps) positions and compute the rest
-        again in the backward pass. The values are the same.
+    recompute : for gradients in little memory: keep the start and about log2(steps) positions, and compute
+        the others again in the backward pass (1 + log2(steps) times as many evaluations; same values).
     """
     step = STEPS[one_of(method, STEPS, "integrator")]
     if steps < 1:
@@ -95,33 +95,40 @@ def advance(velocity: torch.Tensor, displacement: torch.Tensor, duration: float,
     check_field(velocity, "velocity")
     if one_of(method, INTEGRATORS, "integrator") == "released":
         return released.advance(duration * velocity, displacement)
-    grid = identity_grid(displacement.shape[2:], displacement.device, torch.promote_types(displacement.dtype, torch.float32))
+    grid = identity_grid(displacement.shape[2:], displacement.device, at_least_float32(displacement))
     return solve(_field(velocity), grid + displacement, 0.0, duration, 1, method) - grid
 
 
 def transport(velocity: torch.Tensor, points: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: float = 0.0,
-              t1: float = 1.0, recompute: bool = False) -> torch.Tensor:
+              t1: float = 1.0, shape=None, recompute: bool = False) -> torch.Tensor:
     """Carry any points along a time-varying velocity, without a displacement field in between.
 
     Parameters
     ----------
     velocity : (B, T, D, *S) voxels per unit time; step k is constant on [k/T, (k+1)/T).
-    points : (B, D, *P) voxel coordinates on the velocity's grid; ``P`` is any shape.
+    points : (B, D, *P) voxel coordinates on the grid ``shape``; ``P`` is any shape, a batch of 1 serves all.
     method : ``euler``, ``heun`` or ``rk4``.
     substeps : solver steps within each of the T intervals (or the part of one that t0 and t1 leave).
     t0, t1 : from when to when, within [0, 1]; ``t0=1, t1=0`` carries the points back.
-    recompute : see :func:`solve`.
+    shape : image grid of the points: the velocity's own (default) or the one that it halves.
+    recompute : see :func:`solve`; the position at the start of each of the T intervals is kept as well.
 
     Returns
     -------
     (B, D, *P) where the points are at time t1.
     """
+    steps, (factor, _) = _time_steps(velocity), _refinement(velocity, shape)
     if substeps < 1:
         raise ValueError(f"substeps: expected at least 1, got {substeps}")
-    points = points.to(torch.promote_types(points.dtype, torch.float32))
-    for k, begin, end in _intervals(_time_steps(velocity), t0, t1):
-        points = solve(_field(velocity[:, k]), points, begin, end, substeps, method, recompute)
-    return points
+    if points.shape[1] != velocity.shape[2] or points.shape[0] not in (1, velocity.shape[0]):
+        raise ValueError(f"points: expected ({velocity.shape[0]}, {velocity.shape[2]}, ...), got {tuple(points.shape)}")
+    places = points.to(at_least_float32(points)).expand(velocity.shape[0], *points.shape[1:])
+    if points.dim() != velocity.dim() - 1:  # the sampler wants D axes
+        places = places.reshape(*places.shape[:2], -1, *[1] * (velocity.shape[2] - 1))
+    places = (places + 0.5) / factor - 0.5  # centres of the image's voxels, on the velocity's grid
+    for k, begin, end in _intervals(steps, t0, t1):
+        places = solve(_field(velocity[:, k]), places, begin, end, substeps, method, recompute)
+    return (factor * (places + 0.5) - 0.5).reshape(-1, *points.shape[1:])
 
 
 def flow(velocity: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: float = 0.0, t1: float = 1.0, shape=None,
@@ -135,7 +142,8 @@ def flow(velocity: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: flo
     method : ``euler``, ``heun``, ``rk4``, or ``released`` for the rule of the released code
         (:mod:`tvf_core.released`), whose "inverse" is the sum of the negated fields.
     shape : image grid on which the map is wanted: the velocity's own (default) or the one that it
-        halves. There every voxel is carried through the velocity from where it lies; nothing is upsampled.
+        halves. There every voxel is carried through the velocity from where it lies; only ``released``
+        upsamples the map of the half grid.
 
     Returns
     -------
@@ -150,7 +158,9 @@ def flow(velocity: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: flo
     >>> flow(v, shape=(16, 15)).unique().tolist()       # voxels half as large: twice as many of them
     [1.0]
     """
-    return trajectory(velocity, (t0, t1), method, substeps, shape, recompute)[:, -1]
+    for displacement in _maps(velocity, [t0, t1], method, substeps, shape, recompute):
+        pass  # the last one is wanted
+    return displacement
 
 
 def trajectory(velocity: torch.Tensor, times: Sequence[float] | None = None, method: str = "rk4", substeps: int = 1,
@@ -159,7 +169,8 @@ def trajectory(velocity: torch.Tensor, times: Sequence[float] | None = None, met
 
     Parameters
     ----------
-    times : within [0, 1], rising or falling; the first is where the flow begins. Default 0, 1/T, ..., 1.
+    times : at least two within [0, 1], rising or falling. **The flow begins at the first**: for phi_t as in
+        the paper it is 0. Default 0, 1/T, ..., 1.
     velocity, method, substeps, shape, recompute : as for :func:`flow`. ``released`` knows the ends of
         intervals only.
 
@@ -168,28 +179,38 @@ def trajectory(velocity: torch.Tensor, times: Sequence[float] | None = None, met
     (B, len(times), D, *S) displacements from times[0] to each time; the first is zero.
     """
     steps = _time_steps(velocity)
-    times = [k / steps for k in range(steps + 1)] if times is None else list(times)
-    factor, shape = _refinement(velocity, shape)
-    if one_of(method, INTEGRATORS, "integrator") == "released":
-        if substeps != 1:
-            raise ValueError(f"the released rule has no sub-steps, got {substeps}; use euler, heun or rk4")
+    times = [k / steps for k in range(steps + 1)] if times is None else [float(t) for t in times]
+    if len(times) < 2:
+        raise ValueError(f"times: expected at least two, the first is where the flow begins; got {times}")
+    return torch.stack(list(_maps(velocity, times, method, substeps, shape, recompute)), dim=1)
+
+
+def check_integration(method: str, substeps: int) -> None:
+    """Refuse an unknown integrator, or a number of sub-steps that it cannot take."""
+    if one_of(method, INTEGRATORS, "integrator") == "released" and substeps != 1:
+        raise ValueError(f"the released rule has no sub-steps, got {substeps}; use euler, heun or rk4")
+    if substeps < 1:
+        raise ValueError(f"substeps: expected at least 1, got {substeps}")
+
+
+def _maps(velocity, times, method, substeps, shape, recompute) -> Iterator[torch.Tensor]:
+    """Displacements from times[0] to each of the times, one after the other."""
+    check_integration(method, substeps)
+    steps, (factor, shape) = _time_steps(velocity), _refinement(velocity, shape)
+    if method == "released":
         u = torch.zeros_like(velocity[:, 0])
-        path = [u]
-        for begin, end in itertools.pairwise(times):
+        for begin, end in itertools.pairwise([times[0], *times]):
             for k, a, b in _intervals(steps, begin, end):
                 if abs(abs(b - a) * steps - 1) > 1e-6:
                     raise ValueError(f"the released rule knows whole intervals only: times must be multiples of 1/{steps}")
                 u = released.advance(velocity[:, k] * (b - a), u)
-            path.append(u)
-        return torch.stack([released.double(u, shape) if factor == 2 else u for u in path], dim=1)
-    start = identity_grid(shape, velocity.device, torch.promote_types(velocity.dtype, torch.float32))
-    start = (start + 0.5) / factor - 0.5  # centres of the wanted voxels, on the velocity's grid
-    points, path = start.expand(velocity.shape[0], *start.shape[1:]), []
-    path.append(torch.zeros_like(points))
-    for begin, end in itertools.pairwise(times):
-        points = transport(velocity, points, method, substeps, begin, end, recompute)
-        path.append(factor * (points - start))
-    return torch.stack(path, dim=1)
+            yield released.double(u, shape) if factor == 2 else u
+        return
+    start = identity_grid(shape, velocity.device, at_least_float32(velocity))
+    points = start.expand(velocity.shape[0], *start.shape[1:])
+    for begin, end in itertools.pairwise([times[0], *times]):
+        points = transport(velocity, points, method, substeps, begin, end, shape, recompute)
+        yield points - start
 
 
 def scaling_and_squaring(velocity: torch.Tensor, squarings: int = 7) -> torch.Tensor:
@@ -227,10 +248,12 @@ def _time_steps(velocity: torch.Tensor) -> int:
 
 def _intervals(steps: int, t0: float, t1: float) -> Iterator[tuple[int, float, float]]:
     """(number of the interval, begin, end) of every piece of the way from t0 to t1, in its order."""
-    if not (0 <= t0 <= 1 and 0 <= t1 <= 1):
+    if not (-1e-6 <= t0 <= 1 + 1e-6 and -1e-6 <= t1 <= 1 + 1e-6):  # NaN fails too
         raise ValueError(f"times: expected within [0, 1], got {t0} and {t1}")
-    low, high = sorted((t0 * steps, t1 * steps))
-    cuts = [low, *[k for k in range(steps + 1) if low + 1e-9 < k < high - 1e-9], high]
+    ends = [t * steps for t in (t0, t1)]
+    ends = [round(e) if abs(e - round(e)) < 1e-5 else e for e in ends]  # float32 times, 0.1 + 0.2, ...
+    low, high = sorted(ends)
+    cuts = [low, *[k for k in range(steps + 1) if low < k < high], high]
     pieces = [(int((a + b) / 2), a / steps, b / steps) for a, b in itertools.pairwise(cuts) if b > a]
     return iter(pieces if t0 < t1 else [(k, b, a) for k, a, b in reversed(pieces)])
 

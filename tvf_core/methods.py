@@ -11,9 +11,9 @@ from torch import nn
 from . import fields, losses, released
 from .baselines.voxelmorph import VoxelMorphBackbone
 from .checks import check_pair, check_points, one_of
-from .integrate import INTEGRATORS, flow, trajectory, transport
+from .integrate import INTEGRATORS, check_integration, flow, trajectory, transport
 from .swin import SwinConfig
-from .transmorph import RELEASED, RIGHT, TransMorph, TransMorphBackbone
+from .transmorph import RELEASED, STANDARD, TransMorph, TransMorphBackbone
 from .tvf import TimeVaryingVelocity
 
 # Network sizes: the published ones, and "demo", small enough to train on two CPU cores.
@@ -36,7 +36,8 @@ class NetworkConfig:
     ----------
     method : a name of ``METHODS``.
     dim : 2 or 3.
-    size : a name of ``SIZES``, or the encoder's embed, depths, heads and window as a dict.
+    size : a name of ``SIZES``, or the encoder's embed, depths, heads and window as a dict; the VoxelMorph
+        U-Net of ``vm-tvf`` has one size only.
     time_steps : N of the TVF methods.
     integrator : of the TVF methods; default the method's own. ``released`` makes any network follow the
         conventions of the released code, as published weights need.
@@ -54,9 +55,12 @@ class NetworkConfig:
         if self.dim not in (2, 3):
             raise ValueError(f"dim: expected 2 or 3, got {self.dim}")
         entry = METHODS[one_of(self.method, METHODS, "method")]
-        one_of(self.integrator or entry.integrator, INTEGRATORS, "integrator")
-        object.__setattr__(self, "integrator", self.integrator or entry.integrator)
-        object.__setattr__(self, "head", self.head or ("full" if self.dim == 2 else "half"))
+        if isinstance(self.size, str):
+            one_of(self.size, SIZES, "network size")
+        if self.time_steps < 1:
+            raise ValueError(f"time_steps: expected at least 1, got {self.time_steps}")
+        object.__setattr__(self, "integrator", one_of(self.integrator or entry.integrator, INTEGRATORS, "integrator"))
+        object.__setattr__(self, "head", one_of(self.head or ("full" if self.dim == 2 else "half"), ("full", "half"), "head"))
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Method:
 
     Attributes
     ----------
-    build : network for a :class:`NetworkConfig`; None for methods without one.
+    build : network for a :class:`NetworkConfig`; None for methods without one. Called with (moving, fixed) it
+        gives (displacement, velocity or None), and it has a ``convention`` (:mod:`tvf_core.transmorph`).
     losses : for 2D and 3D, loss term -> weight. Label terms are skipped on data without labels,
         as the paper does for the faces.
     energy : constants of the LDDMM energy for 2D and 3D, where it is used.
@@ -87,13 +92,13 @@ def swin_config(config: NetworkConfig) -> SwinConfig:
     """Swin encoder of a named or written-out size."""
     if isinstance(config.size, dict):
         return SwinConfig(config.dim, config.size["embed"], *(tuple(config.size[k]) for k in ("depths", "heads", "window")))
-    size = dict(SIZES[one_of(config.size, SIZES, "network size")])
+    size = dict(SIZES[config.size])
     window = size.pop("window", PUBLISHED_WINDOW)[config.dim]
     return SwinConfig(config.dim, window=window, **size)
 
 
 def _tm(config: NetworkConfig) -> nn.Module:
-    return TransMorph(swin_config(config), config.head, RELEASED if config.integrator == "released" else RIGHT)
+    return TransMorph(swin_config(config), config.head, RELEASED if config.integrator == "released" else STANDARD)
 
 
 def _tm_tvf(config: NetworkConfig) -> nn.Module:
@@ -139,7 +144,8 @@ def objective(method: str, batch: dict, displacement: torch.Tensor, velocity: to
               classes: int = 0, sampled: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Weighted loss terms of a method for one batch; their sum is what training minimises.
 
-    ``sampled`` is where images and labels are read, if not at ``displacement`` (``Convention.sampled``).
+    ``sampled`` is the displacement at which images and labels are read, if it is another one
+    (:class:`tvf_core.transmorph.Convention`).
     """
     entry, dim = METHODS[method], displacement.shape[1]
     moving, fixed = batch["moving"], batch["fixed"]
@@ -164,9 +170,10 @@ class Registration:
 
     Attributes
     ----------
-    displacement : (B, D, *S) voxels; ``warped(x) = moving(x + u(x))``. u = phi - Id takes points of the
-        fixed image to the moving one, and so pulls the moving image back.
-    warped : (B, 1, *S) the moving image on the fixed grid.
+    displacement : (B, D, *S) voxels. phi = Id + u takes points of the fixed image to the moving one, and so
+        pulls the moving image back.
+    warped : (B, 1, *S) the moving image on the fixed grid, ``moving(x + u(x))``; for networks that follow
+        the released code as *that code* warps it, mismatched at the border.
     velocity : (B, T, D, *S') on the half grid or on the image's, or None.
     integrator, substeps : that made the displacement of the velocity.
     """
@@ -180,14 +187,16 @@ class Registration:
     def inverse(self) -> torch.Tensor:
         """Displacement of phi^-1: ``fixed(x + inverse(x))`` looks like ``moving(x)``.
 
-        From the velocity, run backwards, where there is one; else by fixed point iteration.
+        From the velocity, run backwards, where there is one; else by fixed point iteration. With the
+        ``released`` integrator it is what that code calls the inverse and is none; there
+        ``fields.invert(displacement)`` inverts.
         """
         if self.velocity is None:
             return fields.invert(self.displacement)
         return flow(self.velocity, self.integrator, self.substeps, 1, 0, self.displacement.shape[2:])
 
     def trajectory(self, times=None) -> torch.Tensor:
-        """phi_t as displacements ``(B, len(times), D, *S)``; times as for :func:`tvf_core.integrate.trajectory`."""
+        """phi_t at rising times, the first of them 0 (default 0, 1/T, ..., 1): displacements ``(B, len(times), D, *S)``."""
         if self.velocity is None:
             raise ValueError("this method predicts a displacement, not a velocity: there is no trajectory")
         return trajectory(self.velocity, times, self.integrator, self.substeps, self.displacement.shape[2:])
@@ -204,21 +213,24 @@ class Registration:
         Notes
         -----
         Images are pulled back and points pushed forward: to the fixed space images take phi, points
-        phi^-1. Points follow the velocity itself where there is one: no map is interpolated.
+        phi^-1. Points follow the velocity itself where there is one: no map is interpolated. (With the
+        ``released`` integrator there is no flow: phi^-1 comes from a fixed point iteration.)
         """
         one_of(kind, ("image", "labels", "points"), "kind")
         to_fixed = one_of(to, ("fixed", "moving"), "target") == "fixed"
-        if kind != "points":
-            u = self.displacement if to_fixed else self.inverse()
-            return (fields.warp if kind == "image" else fields.warp_labels)(what, u)
-        if self.velocity is None or self.integrator == "released":
-            return fields.transform_points(what, self.inverse() if to_fixed else self.displacement)
-        check_points(what, self.displacement)
-        factor = 1 if self.velocity.shape[3:] == self.displacement.shape[2:] else 2
-        points = (what.movedim(1, -1) + 0.5) / factor - 0.5
-        points = points.view(*points.shape, *[1] * (what.shape[2] - 1))
-        moved = transport(self.velocity, points, self.integrator, self.substeps, *((1, 0) if to_fixed else (0, 1)))
-        return (factor * (moved + 0.5) - 0.5).flatten(2).movedim(-1, 1)
+        flows = self.velocity is not None and self.integrator != "released"
+        if kind == "points" and flows:
+            check_points(what, self.displacement)
+            moved = transport(self.velocity, what.movedim(1, -1), self.integrator, self.substeps,
+                              *((1, 0) if to_fixed else (0, 1)), self.displacement.shape[2:])
+            return moved.movedim(-1, 1)
+        if (kind == "points") == to_fixed:
+            u = self.inverse() if flows else fields.invert(self.displacement)
+        else:
+            u = self.displacement
+        if kind == "image" and not what.is_floating_point():
+            raise TypeError(f"image: expected floating-point intensities, got {what.dtype}; for label maps say kind='labels'")
+        return {"image": fields.warp, "labels": fields.warp_labels, "points": fields.transform_points}[kind](what, u)
 
 
 class Model:
@@ -227,6 +239,8 @@ class Model:
     def __init__(self, config: NetworkConfig, network: nn.Module | None = None):
         entry = METHODS[config.method]
         self.config, self.title = config, entry.title
+        if config.integrator == "released" != entry.integrator:
+            self.title += " (released rules)"
         self.network = network if network is not None or entry.build is None else entry.build(config)
 
     def register(self, moving: torch.Tensor, fixed: torch.Tensor, integrator: str = "", substeps: int = 1) -> Registration:
@@ -236,14 +250,19 @@ class Model:
         training) and ``substeps`` in each of the N intervals may be chosen anew without retraining.
         """
         dim = check_pair(moving, fixed, self.config.dim)
-        integrator = one_of(integrator or self.config.integrator, INTEGRATORS, "integrator")
+        if METHODS[self.config.method].field != "time-varying velocity":
+            if integrator or substeps != 1:
+                raise ValueError(f"{self.title} predicts no velocity: it has no integrator and no sub-steps to choose")
+        integrator = integrator or self.config.integrator
+        check_integration(integrator, substeps)
         if self.network is None:
             return Registration(moving.new_zeros(moving.shape[0], dim, *moving.shape[2:]), moving)
         self.network.eval()
+        moving, fixed = (image.to(next(self.network.parameters()).dtype) for image in (moving, fixed))
         with torch.no_grad():
             displacement, velocity = self.network(moving, fixed)
-            convention = self.network.convention
-            if velocity is not None:
-                displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
-                convention = RELEASED if integrator == "released" else RIGHT
+            if velocity is None:
+                return Registration(displacement, self.network.convention.warp(moving, displacement))
+            displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
+            convention = RELEASED if integrator == "released" else STANDARD
             return Registration(displacement, convention.warp(moving, displacement), velocity, integrator, substeps)

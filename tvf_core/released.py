@@ -1,4 +1,7 @@
-"""What the released TransMorph code does differently, under the names that ``fields`` uses for the right thing.
+"""What the released TransMorph code does differently, each rule under the name of the one it stands in for.
+
+``warp``, ``halve`` and ``double`` replace those of ``fields``, ``advance`` that of ``integrate`` and
+``lddmm_energy`` that of ``losses``.
 
 Only with these rules do published weights give their published displacements. The code is
 ``junyuchen245/TransMorph_TVF`` (2022-07-14). Everywhere else the project follows the equations of the
@@ -23,9 +26,10 @@ def sampled(displacement: torch.Tensor) -> torch.Tensor:
     """
     check_field(displacement)
     shape = displacement.shape[2:]
-    grid = fields.identity_grid(shape, displacement.device, torch.promote_types(displacement.dtype, torch.float32))
+    grid = fields.identity_grid(shape, displacement.device, fields.at_least_float32(displacement))
     size = grid.new_tensor(shape).view(1, -1, *[1] * len(shape))
-    return displacement * size / (size - 1) + grid / (size - 1) - 0.5
+    span = (size - 1).clamp_min(1)  # an axis of one voxel has no span; the released code divides by zero there
+    return displacement * size / span + grid / span - 0.5
 
 
 def warp(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,8 @@
 The decoder down to a quarter of the resolution is a module of its own, because the time-varying
 model (``tvf.py``) shares it. Widths, layers and parameter counts are those of the released code, 2D
 and 3D; only the convolution that its half-resolution variant never uses is left out. How images are
-halved, fields doubled and images warped are not weights: a :class:`Convention` says whether
-the right way (``fields``) or that of the released code (``released``), which published weights need.
+halved, fields doubled and images warped are not weights: a :class:`Convention` says whether in the way
+of this package (``fields``) or in that of the released code (``released``), which published weights need.
 Any image size works: every level pads inside and crops back.
 """
 
@@ -26,7 +26,7 @@ HEAD_CHANNELS = 16
 
 @dataclass(frozen=True)
 class Convention:
-    """How a network halves images, doubles fields, and where its warp reads: ``sampled(u)`` instead of ``u``."""
+    """How a network halves images and doubles fields, and ``sampled(u)``, what its warp makes of a displacement."""
 
     halve: Callable
     double: Callable
@@ -40,7 +40,7 @@ def _as_given(displacement):
     return displacement
 
 
-RIGHT = Convention(fields.halve, fields.double, _as_given)
+STANDARD = Convention(fields.halve, fields.double, _as_given)
 RELEASED = Convention(released.halve, released.double, released.sampled)
 
 
@@ -105,10 +105,10 @@ class TransMorph(nn.Module):
     config : SwinConfig
     head : ``full`` predicts at image resolution (the faces), ``half`` at half resolution and
         upsamples (the OASIS variant).
-    convention : ``RIGHT``, where the values are voxels of the grid they live on, or ``RELEASED``.
+    convention : ``STANDARD``, where the values are voxels of the grid they live on, or ``RELEASED``.
     """
 
-    def __init__(self, config: SwinConfig, head: str = "full", convention: Convention = RIGHT):
+    def __init__(self, config: SwinConfig, head: str = "full", convention: Convention = STANDARD):
         super().__init__()
         c, dim = config.embed, config.dim
         self.dim, self.head = dim, one_of(head, ("full", "half"), "head")

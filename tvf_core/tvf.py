@@ -12,7 +12,7 @@ from torch import nn
 
 from .checks import check_pair, one_of
 from .integrate import INTEGRATORS, advance
-from .transmorph import HEAD_CHANNELS, RELEASED, RIGHT, DecoderBlock, conv_unit, registration_head
+from .transmorph import HEAD_CHANNELS, RELEASED, STANDARD, DecoderBlock, conv_unit, registration_head
 
 
 class TimeVaryingVelocity(nn.Module):
@@ -30,8 +30,9 @@ class TimeVaryingVelocity(nn.Module):
     -----
     The head's output is the displacement of one interval, v_t / N, which keeps the scale of the
     released weights; the returned velocity is per unit time. Velocities live on the half grid, in
-    half-grid voxels; the map is doubled in size and value to reach the image grid. ``flow`` of the
-    velocity on the image grid gives the same map without that upsampling.
+    half-grid voxels; the map is doubled in size and value (``released``: in size only) to reach the image
+    grid. ``flow`` of the velocity on the image grid gives nearly the same map without that upsampling; it is
+    what a registration uses.
     """
 
     def __init__(self, backbone: nn.Module, steps: int = 8, method: str = "euler"):
@@ -40,7 +41,7 @@ class TimeVaryingVelocity(nn.Module):
             raise ValueError(f"steps: expected at least 1, got {steps}")
         dim, c = backbone.dim, backbone.channels
         self.dim, self.steps, self.method = dim, steps, one_of(method, INTEGRATORS, "integrator")
-        self.convention = RELEASED if method == "released" else RIGHT
+        self.convention = RELEASED if method == "released" else STANDARD
         self.backbone = backbone
         self.reg_heads = nn.ModuleList(registration_head(dim) for _ in range(steps))
         self.up3s = nn.ModuleList(DecoderBlock(dim, c, HEAD_CHANNELS, c // 2) for _ in range(steps))

@@ -17,7 +17,8 @@ from ..methods import Registration
 
 
 def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha: float = 0.01, gamma: float = 0.001,
-             beta: int = 2, weight: float = 100.0, iterations: int = 40, integrator: str = "rk4"):
+             beta: int = 2, weight: float = 100.0, iterations: int = 40, integrator: str = "rk4",
+             recompute: bool = False):
     """Align one pair by LBFGS over time-varying velocities.
 
     Parameters
@@ -27,6 +28,7 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
     alpha, gamma, beta : ``L = (-alpha Laplacian + gamma)^beta``, see :func:`tvf_core.losses.lddmm_energy`.
     weight : of the energy against the mean squared difference of the images.
     iterations : of LBFGS, a few evaluations each.
+    recompute : less memory for more time, see :func:`tvf_core.integrate.flow`.
 
     Returns
     -------
@@ -42,7 +44,7 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
 
     def terms():
         velocity = smooth(w * scale, dim, alpha, gamma, beta)
-        displacement = flow(velocity, integrator)
+        displacement = flow(velocity, integrator, recompute=recompute)
         energy = weight * (w * scale).square().sum(2).mean()
         return losses.mse(fields.warp(moving, displacement), fixed), energy, velocity, displacement
 
