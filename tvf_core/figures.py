@@ -108,7 +108,7 @@ def box_plot(ax, values: dict[str, np.ndarray], ylabel: str) -> None:
         ax.boxplot([numbers], positions=[position], widths=0.55, showfliers=False,
                    medianprops={"color": color}, boxprops={"color": color}, whiskerprops={"color": color}, capprops={"color": color})
         ax.plot(position + rng.uniform(-0.18, 0.18, len(numbers)), numbers, ".", ms=2, alpha=0.4, color=color)
-    ax.set_xticks(range(len(values)), [METHODS[m].title for m in values], rotation=15, ha="right")
+    ax.set_xticks(range(len(values)), [METHODS[m].title for m in values], rotation=30, ha="right")
     ax.set_ylabel(ylabel)
 
 
