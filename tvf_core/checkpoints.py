@@ -52,8 +52,11 @@ def load(path: Path, window: tuple[int, ...] | None = None) -> Model:
 
     Raises
     ------
-    FileNotFoundError, or ValueError in one line: not a checkpoint, cut short, of another network, or
-    a pickle that asks for more than numbers.
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        In one line: not a checkpoint, cut short, of another network, or a pickle that asks for more than
+        numbers.
     """
     path = Path(path)
     if not path.is_file():
