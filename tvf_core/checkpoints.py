@@ -39,6 +39,7 @@ def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, half
             save_file(tensors, temporary, metadata={"network": json.dumps(asdict(config))})
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {' '.join(str(error).split())}") from None
+        temporary.chmod(0o644)  # safetensors lets only the owner read
 
 
 def load(path: Path, window: tuple[int, ...] | None = None) -> Model:

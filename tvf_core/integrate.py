@@ -188,7 +188,7 @@ def trajectory(velocity: torch.Tensor, times: Sequence[float] | None = None, met
 def check_integration(method: str, substeps: int) -> None:
     """Refuse an unknown integrator, or a number of sub-steps that it cannot take."""
     if one_of(method, INTEGRATORS, "integrator") == "released" and substeps != 1:
-        raise ValueError(f"the released rule has no sub-steps, got {substeps}; use euler, heun or rk4")
+        raise ValueError(f"the released rule has no sub-steps, got {substeps}")
     if substeps < 1:
         raise ValueError(f"substeps: expected at least 1, got {substeps}")
 

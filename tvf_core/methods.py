@@ -216,6 +216,8 @@ class Registration:
         phi^-1. Points follow the velocity itself where there is one: no map is interpolated. (With the
         ``released`` integrator there is no flow: phi^-1 comes from a fixed point iteration.)
         """
+        if not isinstance(what, torch.Tensor):
+            raise TypeError(f"what to carry: expected a torch.Tensor, got {type(what).__name__}")
         one_of(kind, ("image", "labels", "points"), "kind")
         to_fixed = one_of(to, ("fixed", "moving"), "target") == "fixed"
         flows = self.velocity is not None and self.integrator != "released"

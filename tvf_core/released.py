@@ -3,7 +3,7 @@
 ``warp``, ``halve`` and ``double`` replace those of ``fields``, ``advance`` that of ``integrate`` and
 ``lddmm_energy`` that of ``losses``.
 
-Only with these rules do published weights give their published displacements. The code is
+Only with these rules does a network with released weights return what that code returns. The code is
 ``junyuchen245/TransMorph_TVF`` (2022-07-14). Everywhere else the project follows the equations of the
 paper; the notebook "Paper versus code" measures the difference that each rule makes.
 """
