@@ -45,14 +45,17 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None
     return rank
 
 
-def check_labels(labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels") -> int:
-    """Check a ``(B, 1, *S)`` integer label map (same space as ``like`` if given); give its D."""
+def check_labels(labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels", values: bool = True) -> int:
+    """Check a ``(B, 1, *S)`` integer label map (same space as ``like`` if given); give its D.
+
+    ``values=False`` leaves out what would make a GPU's queue wait: whether any value is negative.
+    """
     rank = spatial_rank(labels, name)
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers (0 is background), got {labels.dtype}")
     if labels.shape[1] != 1:
         raise ValueError(f"{name}: expected (batch, 1, *space), got shape {tuple(labels.shape)}")
-    if int(labels.min()) < 0:
+    if values and int(labels.min()) < 0:
         raise ValueError(f"{name}: expected values >= 0, got {int(labels.min())}")
     if like is not None and labels.shape[2:] != like.shape[2:]:
         raise ValueError(f"{name}: space {tuple(labels.shape[2:])} differs from {tuple(like.shape[2:])}")

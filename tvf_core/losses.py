@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from .checks import check_field, check_labels, spatial_rank
-from .fields import warp
+from .fields import at_least_float32
+from .label_overlap import label_overlap
+from .lncc import lncc as lncc_with_gradients
 
 
 def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -> torch.Tensor:
@@ -18,28 +20,23 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
     Parameters
     ----------
     a, b : (B, 1, *S) intensities in [0, 1].
-    window : odd edge of the cubic window; outside the image counts as zero, as in the released code.
+    window : edge of the cubic window, odd and at least 3; outside the image counts as zero, as in the released code.
     eps : added to the product of the windows' variance sums; a window without contrast gives 0.
 
     Notes
     -----
-    Box sums are separable: one pass per axis over the five moments together. Always float32 or
-    wider, because the variances are differences of nearly equal sums.
+    :mod:`tvf_core.lncc` says how it is computed. Sums are float64 whatever the images are, because the
+    variances are differences of nearly equal sums. First derivatives only.
     """
-    rank = spatial_rank(a, "a")
+    spatial_rank(a, "a")
     if a.shape != b.shape:
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must have the same shape")
-    if window % 2 == 0:
-        raise ValueError(f"window: expected an odd size, got {window}")
-    dtype = torch.promote_types(a.dtype, torch.float32)
+    if window < 3 or window % 2 == 0:
+        raise ValueError(f"window: expected an odd size of at least 3, got {window}")
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(dtype), b.to(dtype)
-    sums = _box_sums(torch.cat([a, b, a * a, b * b, a * b], dim=1), window, rank)
-    sum_a, sum_b, sum_aa, sum_bb, sum_ab = sums.unbind(1)
-    n = window**rank
-    cross = sum_ab - sum_a * sum_b / n
-    var_a = (sum_aa - sum_a * sum_a / n).clamp_min(0)
-    var_b = (sum_bb - sum_b * sum_b / n).clamp_min(0)
-    return -(cross * cross / (var_a * var_b + eps)).mean()
+    wanted = [image.requires_grad and torch.is_grad_enabled() for image in (a, b)]
+    return lncc_with_gradients(a, b, window, eps, *wanted)[0]
 
 
 def mse(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -59,18 +56,21 @@ def soft_dice(moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_lab
     displacement : (B, D, *S) voxels.
     classes : number of classes including background, which counts too (as released). A class in
         neither map contributes Dice 0 and no gradient.
+
+    Notes
+    -----
+    Computed from the label maps themselves (:mod:`tvf_core.label_overlap`), equal to warping one channel per
+    class. On a GPU wrong label values are found by an assertion of the device, so that nothing waits.
     """
-    warped, fixed = _warped_and_fixed(moving_labels, displacement, fixed_labels, classes)
-    axes = tuple(range(2, warped.dim()))
-    overlap = (warped * fixed).sum(axes)
-    size = (warped * warped).sum(axes) + (fixed * fixed).sum(axes)
-    return 1 - (2 * overlap / (size + eps)).mean()
+    common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
+    return 1 - (2 * common / (warped + fixed + eps)).mean().to(displacement.dtype)
 
 
 def label_mse(moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_labels: torch.Tensor,
               classes: int) -> torch.Tensor:
     """Mean squared difference of warped and fixed one-hot label maps (segmentation term of eq. 1)."""
-    return F.mse_loss(*_warped_and_fixed(moving_labels, displacement, fixed_labels, classes))
+    common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
+    return ((warped + fixed - 2 * common).sum() / (common.numel() * displacement[0, 0].numel())).to(displacement.dtype)
 
 
 def diffusion(field: torch.Tensor) -> torch.Tensor:
@@ -112,26 +112,9 @@ def _laplacian(v: torch.Tensor, rank: int) -> torch.Tensor:
     return total
 
 
-def _box_sums(x: torch.Tensor, window: int, rank: int) -> torch.Tensor:
-    pool = F.avg_pool2d if rank == 2 else F.avg_pool3d
-    for axis in range(rank):
-        size, last = [1] * rank, rank - 1 - axis  # F.pad counts axes from the last one
-        size[axis] = window
-        pad = [0, 0] * last + [window // 2] * 2
-        x = pool(F.pad(x, pad), size, 1)  # the padding counts, so this is the sum / window
-    return x * window**rank
-
-
-def _warped_and_fixed(moving_labels, displacement, fixed_labels, classes):
-    """Both label maps as one-hot float, the moving one warped: all classes through one grid."""
-    check_labels(moving_labels, displacement, "moving_labels")
-    check_labels(fixed_labels, displacement, "fixed_labels")
-    highest = int(max(moving_labels.max(), fixed_labels.max()))
-    if highest >= classes:
-        raise ValueError(f"classes: labels reach {highest}, so at least {highest + 1} classes are needed, got {classes}")
-    return warp(_one_hot(moving_labels, classes), displacement), _one_hot(fixed_labels, classes)
-
-
-def _one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    numbers = torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.dim() - 2))
-    return (labels == numbers).float()
+def _overlap(moving_labels, displacement, fixed_labels, classes):
+    """Sums over voxels of p f, p^2 and f^2, each (B, classes): p and f the warped and the fixed one-hot map."""
+    check_field(displacement)
+    for labels, name in ((moving_labels, "moving_labels"), (fixed_labels, "fixed_labels")):
+        check_labels(labels, displacement, name, values=False)
+    return label_overlap(moving_labels, displacement.to(at_least_float32(displacement)), fixed_labels, classes)[0]
