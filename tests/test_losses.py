@@ -1,5 +1,6 @@
-"""Losses against literal loops, dense convolutions and closed forms."""
+"""Losses against literal loops, dense convolutions, one-hot maps and closed forms."""
 
+import importlib
 import itertools
 import math
 
@@ -8,8 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from torch.library import opcheck
 
-from tvf_core import losses, methods
+from tvf_core import fields, losses, methods
+
+lncc_module = importlib.import_module("tvf_core.lncc")
+overlap_module = importlib.import_module("tvf_core.label_overlap")
+LABEL_TERMS = [losses.soft_dice, losses.label_mse]
 
 each_size = pytest.mark.parametrize("shape", [(11, 13), (10, 12), (9, 10, 11)], ids=str)
 
@@ -18,8 +24,20 @@ def noise(shape, seed=0, channels=1, batch=1, dtype=torch.float64):
     return torch.tensor(np.random.default_rng(seed).random((batch, channels, *shape)), dtype=dtype)
 
 
-def random_labels(shape, classes, seed):
-    return torch.tensor(np.random.default_rng(seed).integers(0, classes, (1, 1, *shape)))
+def random_labels(shape, classes, seed, batch=1):
+    return torch.tensor(np.random.default_rng(seed).integers(0, classes, (batch, 1, *shape)))
+
+
+def gradients(loss, *inputs):
+    """Value of ``loss(*inputs)`` and its gradients for all inputs."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = loss(*leaves)
+    return value.detach(), *torch.autograd.grad(value, leaves)
+
+
+def distance(found, expected):
+    """Largest difference, in parts of the largest expected value."""
+    return float((found.double() - expected).abs().max() / expected.abs().max())
 
 
 def literal_lncc(a, b, window, eps=1e-5):
@@ -37,8 +55,8 @@ def literal_lncc(a, b, window, eps=1e-5):
 
 
 def dense_lncc(a, b, window, eps=1e-5):
-    """The released form: box sums by one convolution with ones."""
-    dim = a.dim() - 2
+    """The released form, in float64: box sums by one convolution with ones."""
+    a, b, dim = a.double(), b.double(), a.dim() - 2
     conv = F.conv2d if dim == 2 else F.conv3d
     ones, n = torch.ones(1, 1, *[window] * dim, dtype=a.dtype), window**dim
     box = [conv(x, ones, padding=window // 2) for x in (a, b, a * a, b * b, a * b)]
@@ -65,15 +83,104 @@ def test_lncc_works_on_images_thinner_than_its_window(shape):
     assert float(losses.lncc(a, b)) == pytest.approx(expected, rel=1e-9)
 
 
-@each_size
-def test_gradients_of_lncc_equal_those_of_the_dense_form(shape):
-    a, b = noise(shape, 0).requires_grad_(), noise(shape, 1).requires_grad_()
-    ours = torch.autograd.grad(losses.lncc(a, b), (a, b))
-    expected = torch.autograd.grad(dense_lncc(a, b, 9), (a, b))
-    torch.testing.assert_close(ours, expected)
-    single = [t.detach().float().requires_grad_() for t in (a, b)]
-    for g, e in zip(torch.autograd.grad(losses.lncc(*single), single), expected):
-        assert (g.double() - e).abs().max() < 1e-3 * e.abs().max()  # float32 loses little to cancellation
+def intensities(kind, shape, seed, batch):
+    """Noise; a textured patch on a bright constant background; hardly any contrast."""
+    texture = noise(shape, seed, batch=batch)
+    if kind == "patch":
+        image, inner = torch.full_like(texture, 0.8), (..., *[slice(s // 3, 2 * s // 3) for s in shape])
+        image[inner] = 0.8 + 0.2 * (texture[inner] - 0.5)
+        return image
+    return texture if kind == "noise" else 0.5 + 1e-3 * texture
+
+
+@pytest.mark.parametrize("shape,batch", [((13, 16), 2), ((13, 10, 11), 1), ((6, 7, 8), 2)], ids=str)
+@pytest.mark.parametrize("window", [3, 5, 9])
+@pytest.mark.parametrize("kind", ["noise", "patch", "faint"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_lncc_and_its_gradients_equal_the_dense_form(shape, batch, window, kind, dtype):
+    # In float32 the sums would lose the variance of faint contrast, and a constant background would outweigh the patch.
+    a, b = (intensities(kind, shape, k, batch).to(dtype) for k in (0, 1))
+    scale = a.numel()  # a mean's gradient would underflow in float16
+    value, *found = gradients(lambda a, b: scale * losses.lncc(a, b, window), a, b)
+    value_dense, *expected = gradients(lambda a, b: scale * dense_lncc(a, b, window), a.double(), b.double())
+    assert value.dtype == torch.promote_types(dtype, torch.float32)
+    assert float(value) == pytest.approx(float(value_dense), rel=1e-5 if dtype != torch.float64 else 1e-9)
+    for g, e in zip(found, expected):
+        assert g.dtype == dtype
+        # a small variance costs float64 digits too, in the dense form as here; float16 keeps 11 bits
+        assert distance(g, e) < {torch.float64: 1e-7, torch.float32: 1e-5, torch.float16: 6e-4}[dtype]
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (2, 6, 7), (6, 5, 4)], ids=str)
+@pytest.mark.parametrize("window", [5, 9])
+def test_lncc_does_not_depend_on_how_many_planes_come_at_once(shape, window, monkeypatch):
+    a, b = noise(shape, 0, batch=2), noise(shape, 1, batch=2)
+    found = []
+    for voxels in (1, 3 * 2 * math.prod(shape[1:]), 10**9):  # one plane, three planes, all
+        monkeypatch.setitem(lncc_module.CHUNK, "cpu", voxels)
+        found.append(gradients(lambda a, b: losses.lncc(a, b, window), a, b))
+    for others in found[1:]:
+        for x, y in zip(others, found[0]):
+            assert distance(x, y) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=str)
+def test_first_derivatives_of_lncc_are_right_and_there_are_no_second_ones(shape):
+    a, b = noise(shape, 0, batch=2).requires_grad_(), noise(shape, 1, batch=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: losses.lncc(a, b, 3), (a, b))
+    assert torch.autograd.gradcheck(lambda a: losses.lncc(a, b.detach(), 3), a)
+    assert torch.autograd.gradcheck(lambda b: losses.lncc(a.detach(), b, 3), b)
+    slope, = torch.autograd.grad(losses.lncc(a, b, 3), a, create_graph=True)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        slope.sum().backward()
+
+
+def test_lncc_computes_and_keeps_gradients_only_where_they_are_wanted(monkeypatch):
+    asked = []
+
+    def spy(*arguments):
+        asked.append(arguments[4:])
+        return lncc_module.lncc(*arguments)
+
+    monkeypatch.setattr(losses, "lncc_with_gradients", spy)
+    a, b = noise((8, 9), 0), noise((8, 9), 1)
+    assert not losses.lncc(a, b).requires_grad
+    a.requires_grad_()
+    with torch.no_grad():
+        assert not losses.lncc(a, b).requires_grad
+    losses.lncc(a, b).backward()
+    assert a.grad.any() and b.grad is None
+    assert asked == [(False, False), (False, False), (True, False)]
+    value, *empty = lncc_module.lncc(a.detach(), b, 9, 1e-5, False, False)
+    assert [g.numel() for g in empty] == [0, 0]
+
+
+@pytest.mark.parametrize("window", [-3, 0, 1, 8])
+def test_lncc_refuses_windows_without_a_centre_or_without_neighbours(window):
+    with pytest.raises(ValueError, match="odd size of at least 3"):
+        losses.lncc(noise((9, 9)), noise((9, 9)), window)
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (5, 6, 7)], ids=str)
+def test_lncc_takes_views_of_any_memory_layout(shape):
+    a, b = noise(shape, 0, batch=2), noise(shape, 1, batch=2)
+    swapped, strided = a.transpose(2, 3).contiguous().transpose(2, 3), b.repeat_interleave(2, -1)[..., ::2]
+    expected = gradients(lambda a, b: losses.lncc(a, b, 3), a, b)
+    a_leaf, b_leaf = swapped.requires_grad_(), strided.requires_grad_()
+    value = losses.lncc(a_leaf, b_leaf, 3)
+    torch.testing.assert_close((value.detach(), *torch.autograd.grad(value, (a_leaf, b_leaf))), expected)
+    one = b[:, :, :1].expand_as(b)  # the same plane everywhere, stored once
+    assert float(losses.lncc(a, one, 3)) == pytest.approx(float(losses.lncc(a, one.contiguous(), 3)), rel=1e-12)
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=2)), ids=str)
+@pytest.mark.parametrize("shape", [(5, 6), (4, 3, 5)], ids=str)
+def test_lncc_keeps_the_contract_of_an_operation(wanted, shape):
+    for lay in (lambda x: x, lambda x: x.transpose(2, 3)):
+        a, b = (lay(noise(shape, k)).requires_grad_(want) for k, want in enumerate(wanted))
+        # not the one that differentiates all outputs: the gradients have no derivative
+        opcheck(lncc_module.lncc, (a, b, 3, 1e-5, *wanted),
+                test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
 @each_size
@@ -82,19 +189,19 @@ def test_lncc_of_an_image_with_itself_is_minus_one(shape):
     assert float(losses.lncc(a, a)) == pytest.approx(-1, abs=1e-4)
 
 
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_lncc_of_a_constant_image_is_finite_and_zero_away_from_the_border(value):
-    a = torch.full((1, 1, 24, 25), value, requires_grad=True)
-    b = noise((24, 25), dtype=torch.float32)
-    loss = losses.lncc(a, b, 3)
-    loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(a.grad).all()
-    assert a.grad[..., 2:-2, 2:-2].abs().max() < 1e-3
+@pytest.mark.parametrize("value", [0.0, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("other", ["noise", "constant"])
+def test_a_constant_image_has_no_correlation_and_no_gradient_away_from_the_border(value, other):
+    a = torch.full((1, 1, 24, 25), value)
+    b = noise((24, 25)).float() if other == "noise" else torch.full_like(a, 0.7)
+    loss, *found = gradients(losses.lncc, a, b)
+    expected, *dense = gradients(lambda a, b: dense_lncc(a, b, 9), a.double(), b.double())
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5, abs=1e-12)  # the border is contrast: zeros beyond
+    for g, e in zip(found, dense):
+        torch.testing.assert_close(g.double(), e, rtol=0, atol=1e-8)
+        assert g[..., 8:-8, 8:-8].abs().max() < 1e-9
     if value == 0:
-        assert float(loss.detach()) == 0
-    both = torch.full((1, 1, 24, 25), value, requires_grad=True)
-    losses.lncc(both, both.detach()).backward()
-    assert torch.isfinite(both.grad).all()
+        assert float(loss) == 0 and not torch.stack(found)[1 if other == "noise" else 0].any()
 
 
 @pytest.mark.parametrize("shape", [(25, 26), (15, 16, 15)], ids=str)
@@ -141,9 +248,189 @@ def test_soft_dice_of_identical_labels_counts_the_classes_that_are_there():
 def test_label_losses_average_over_the_batch():
     moving, fixed = (torch.cat([random_labels((9, 10), 4, s), random_labels((9, 10), 4, s + 1)]) for s in (0, 5))
     u = noise((9, 10), 3, channels=2, batch=2)
-    for loss in (losses.soft_dice, losses.label_mse):
+    for loss in LABEL_TERMS:
         single = [float(loss(moving[k : k + 1], u[k : k + 1], fixed[k : k + 1], 4)) for k in (0, 1)]
         assert float(loss(moving, u, fixed, 4)) == pytest.approx(np.mean(single), rel=1e-6)
+
+
+def one_hot(labels, classes):
+    return F.one_hot(labels[:, 0].long(), classes).movedim(-1, 1).double()
+
+
+def dense_label_terms(moving, displacement, fixed, classes, eps=1e-5):
+    """Soft Dice and mean squared difference with one warped channel per class, in float64."""
+    warped, target = fields.warp(one_hot(moving, classes), displacement.double()), one_hot(fixed, classes)
+    axes = tuple(range(2, warped.dim()))
+    common, size = (warped * target).sum(axes), warped.square().sum(axes) + target.square().sum(axes)
+    return 1 - (2 * common / (size + eps)).mean(), (warped - target).square().mean()
+
+
+def blocks(shape, classes, seed, batch=1, edge=4):
+    labels = random_labels([-(-s // edge) for s in shape], classes, seed, batch)
+    for axis, size in enumerate(shape):
+        labels = labels.repeat_interleave(edge, 2 + axis).narrow(2 + axis, 0, size)
+    return labels
+
+
+def motion(shape, reach, seed=2, batch=1):
+    """Displacements up to ``reach`` voxels, never close to a voxel, where the slope jumps."""
+    rng = np.random.default_rng(seed)
+    size = (batch, len(shape), *shape)
+    return torch.tensor(rng.integers(-reach, reach + 1, size) + rng.uniform(0.05, 0.95, size))
+
+
+LABEL_CASES = {  # maker of labels, shape, classes, farthest displacement, batch
+    "random, far outside too": (random_labels, (12, 13), 5, 30, 1),
+    "random, 3D": (random_labels, (7, 8, 9), 4, 8, 1),
+    "random, batch": (random_labels, (9, 8), 3, 3, 2),
+    "blocks": (blocks, (17, 22), 4, 1, 1),
+    "blocks, 3D, batch": (blocks, (10, 11, 9), 6, 2, 2),
+    "253 classes": (random_labels, (20, 21), 253, 2, 1),  # 254 are the last that fit in 8 bits
+    "254 classes": (random_labels, (20, 21), 254, 2, 1),
+    "255 classes": (random_labels, (20, 21), 255, 2, 1),
+    "256 classes": (random_labels, (20, 21), 256, 2, 1),
+    "700 classes, 3D": (random_labels, (9, 8, 9), 700, 1, 1),
+    "one plane": (random_labels, (1, 9, 10), 4, 3, 1),
+    "one row": (random_labels, (14, 1), 3, 3, 1),
+    "one voxel in the middle axis": (random_labels, (6, 1, 5), 3, 2, 2),
+    "one class": (random_labels, (8, 9), 1, 3, 1),
+    "classes that only one map has, or none": (random_labels, (11, 12), 3, 2, 1),
+    "all far outside": (random_labels, (8, 9), 3, 3, 1),
+}
+
+
+def label_case(name):
+    make, shape, classes, reach, batch = LABEL_CASES[name]
+    moving, fixed = (make(shape, classes, seed, batch) for seed in (0, 1))
+    u = motion(shape, reach, batch=batch) + (50 if name == "all far outside" else 0)
+    if name.startswith("classes that"):
+        moving, fixed, classes = 3 * moving, fixed + 2, 9
+    for labels in (moving, fixed) if classes > 200 else ():
+        labels[(0, 0, *[0] * len(shape))] = classes - 1
+    return moving, fixed, u, classes
+
+
+@pytest.mark.parametrize("case", LABEL_CASES)
+@pytest.mark.parametrize("term", [0, 1], ids=["soft_dice", "label_mse"])
+def test_label_terms_and_their_gradients_equal_warping_one_channel_per_class(case, term):
+    moving, fixed, u, classes = label_case(case)
+    ours = LABEL_TERMS[term]
+    expected, slope = gradients(lambda u: dense_label_terms(moving, u, fixed, classes)[term], u)
+    assert slope.any() != (case == "all far outside") and float(expected) > 1e-4
+    for dtype, rtol in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        value, found = gradients(lambda u: ours(moving, u, fixed, classes), u.to(dtype))
+        assert value.dtype == found.dtype == dtype
+        assert float(value) == pytest.approx(float(expected), rel=rtol)
+        torch.testing.assert_close(found.double(), slope, rtol=0, atol=rtol * float(slope.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("shape,classes", [((9, 10), 5), ((9, 10), 120), ((5, 6, 4), 5)], ids=str)
+def test_labels_of_every_integer_type_give_the_same_terms(dtype, shape, classes):
+    moving, fixed, u = random_labels(shape, classes, 0), random_labels(shape, classes, 1), motion(shape, 2)
+    for loss in LABEL_TERMS:
+        expected = gradients(lambda u: loss(moving, u, fixed, classes), u)
+        found = gradients(lambda u: loss(moving.to(dtype), u, fixed.to(dtype), classes), u)
+        mixed = gradients(lambda u: loss(moving.to(dtype), u, fixed.int(), classes), u)
+        assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(expected, found, mixed))
+
+
+@pytest.mark.parametrize("case", ["random, far outside too", "blocks, 3D, batch", "one plane", "700 classes, 3D"])
+def test_label_terms_do_not_depend_on_how_many_planes_come_at_once(case, monkeypatch):
+    moving, fixed, u, classes = label_case(case)
+    found = []
+    for voxels in (1, 3 * u[0, 0, 0].numel(), 10**9):  # one plane, three planes, all
+        monkeypatch.setitem(overlap_module.CHUNK, "cpu", voxels)
+        found.append([gradients(lambda u: loss(moving, u, fixed, classes), u) for loss in LABEL_TERMS])
+    for others in found[1:]:
+        torch.testing.assert_close(others, found[0], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(17, 22), (9, 10, 11)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_label_sums_are_float64_and_exact_where_neighbours_agree(shape, dtype):
+    moving, fixed = blocks(shape, 5, 0, 2), blocks(shape, 5, 1, 2)
+    u = torch.zeros(2, len(shape), *shape, dtype=dtype)
+    u[:, 0] = 1  # whole voxels: the weights are 0 and 1
+    sums, _ = overlap_module.label_overlap(moving, u, fixed, 5)
+    axes = tuple(range(2, 2 + len(shape)))
+    warped, target = F.pad(one_hot(moving, 5)[:, :, 1:], [0, 0] * (len(shape) - 1) + [0, 1]), one_hot(fixed, 5)
+    assert sums.dtype == torch.float64
+    assert torch.equal(sums, torch.stack([(warped * target).sum(axes), warped.sum(axes), target.sum(axes)]))
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (5, 6, 7)], ids=str)
+@pytest.mark.parametrize("layout", ["channels last", "axes exchanged", "strided", "expanded"])
+def test_label_terms_take_displacements_of_any_memory_layout(shape, layout):
+    moving, fixed, u = random_labels(shape, 4, 0, 2), random_labels(shape, 4, 1, 2), motion(shape, 2, batch=2)
+    if layout == "expanded":
+        u = u[:1].expand_as(u)
+    view = {"channels last": lambda: u.movedim(1, -1).contiguous().movedim(-1, 1),
+            "axes exchanged": lambda: u.transpose(-1, -2).contiguous().transpose(-1, -2),
+            "strided": lambda: u.repeat_interleave(2, -1)[..., ::2], "expanded": lambda: u}[layout]()
+    for loss in LABEL_TERMS:
+        leaf = view.detach().requires_grad_()
+        value = loss(moving, leaf, fixed, 4)
+        expected = gradients(lambda u: loss(moving, u, fixed, 4), u.contiguous())
+        torch.testing.assert_close((value.detach(), *torch.autograd.grad(value, leaf)), expected)
+
+
+def test_label_terms_need_far_less_memory_than_one_channel_per_class(monkeypatch):
+    monkeypatch.setitem(overlap_module.CHUNK, "cpu", 2600)  # four planes
+    shape, classes = (24, 25, 26), 100
+    moving, fixed = blocks(shape, classes, 0), blocks(shape, classes, 1)
+    u = motion(shape, 1).float().requires_grad_()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        losses.soft_dice(moving, u, fixed, classes).backward()
+    changes = [e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = list(itertools.accumulate(changes))
+    channels = 4 * classes * math.prod(shape)
+    assert 12 * math.prod(shape) <= max(held) < channels / 5  # the gradient at least
+
+
+@pytest.mark.parametrize("loss", LABEL_TERMS)
+@pytest.mark.parametrize("which,value,message", [
+    (0, -1, "moving_labels: expected values >= 0, got -1"), (1, -3, "fixed_labels: expected values >= 0, got -3"),
+    (0, 7, "classes: labels reach 7, so at least 8 classes are needed, got 4"),
+    (1, 4, "classes: labels reach 4, so at least 5 classes are needed, got 4"),
+    (1, 260, "classes: labels reach 260, so at least 261 classes are needed, got 4"),
+])
+def test_labels_outside_the_classes_are_refused_in_one_line(loss, which, value, message):
+    labels = [random_labels((8, 9), 4, k, batch=2) for k in (0, 1)]
+    labels[which][1, 0, 3, 4] = value
+    with pytest.raises(ValueError) as error:
+        loss(labels[0], torch.zeros(2, 2, 8, 9), labels[1], 4)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("loss", LABEL_TERMS)
+@pytest.mark.parametrize("batches", [(2, 1, 2), (1, 2, 1), (1, 2, 2), (2, 2, 1)], ids=str)
+def test_label_maps_and_displacement_must_have_one_batch_size(loss, batches):
+    # silently, only the first label map would count
+    moving, fixed = (random_labels((8, 9), 4, k, batch) for k, batch in zip((0, 2), (batches[0], batches[2])))
+    with pytest.raises(ValueError, match="batch"):
+        loss(moving, torch.zeros(batches[1], 2, 8, 9), fixed, 4)
+
+
+@pytest.mark.parametrize("loss", LABEL_TERMS)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), 1e30, float("nan")])
+def test_a_displacement_that_is_not_finite_breaks_no_label_term(loss, value):
+    # training reports a loss that is not finite by itself; a crash inside the label term would hide which pair it was
+    labels, u = [random_labels((8, 9), 4, k) for k in (0, 1)], motion((8, 9), 1)
+    u[0, 1, 2, 3] = value
+    u.requires_grad_()
+    loss(labels[0], u, labels[1], 4).backward()
+    assert torch.isfinite(u.grad).all() or math.isnan(value)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (4, 3, 5)], ids=str)
+def test_label_overlap_keeps_the_contract_of_an_operation(shape):
+    moving, fixed = blocks(shape, 4, 0, 2, edge=2), blocks(shape, 4, 1, 2, edge=2)
+    for u in (motion(shape, 1, batch=2), motion((*shape[:-2], *shape[:-3:-1]), 1, batch=2).transpose(-1, -2)):
+        opcheck(overlap_module.label_overlap, (moving, u.requires_grad_(), fixed, 4))
+        _, seen = overlap_module.label_overlap(moving, u.detach(), fixed, 4)
+        slopes = noise((2, 4), channels=3)[0]
+        opcheck(overlap_module.label_overlap_backward, (slopes, moving, u.detach(), fixed, seen, 4))
 
 
 @each_size
@@ -200,7 +487,7 @@ def test_gradients_of_the_label_terms_are_right():
     rng = np.random.default_rng(0)
     cell = np.stack([rng.integers(0, 3, (4, 5)), rng.integers(0, 4, (4, 5))])
     u = torch.tensor(cell + rng.uniform(0.2, 0.8, cell.shape) - x)[None].requires_grad_()
-    for loss in (losses.soft_dice, losses.label_mse):
+    for loss in LABEL_TERMS:
         auto = torch.autograd.grad(loss(moving, u, fixed, 3), u)[0]
         for where in itertools.islice(np.ndindex(*u.shape), 0, None, 7):
             step = torch.zeros_like(u)

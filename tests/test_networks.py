@@ -6,13 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tvf_core import fields, integrate, released, swin
 from tvf_core.baselines.voxelmorph import VoxelMorphBackbone
-from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, Registration, swin_config
+from tvf_core.methods import (METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, Registration, objective,
+                              swin_config)
 from tvf_core.swin import Swin, SwinConfig
-from tvf_core.transmorph import TransMorph
+from tvf_core.transmorph import InstanceNorm, TransMorph
 from tvf_core.tvf import TimeVaryingVelocity
 
 # Instantiated from the released code (reference: parameter counts of TM and TM-TVF).
@@ -88,46 +90,69 @@ def test_windows_are_literal_blocks_and_come_back(shape, window):
     assert torch.equal(swin.from_windows(windows, window, shape), x)
 
 
-@pytest.mark.parametrize("shape,window", [((8, 9), (4, 3)), ((7, 10), (4, 4)), ((4, 4), (4, 4)), ((5, 6, 7), (2, 3, 4))],
-                         ids=str)
-def test_shift_mask_separates_what_only_the_cyclic_shift_brought_together(shape, window):
-    # Literally: after the roll a token stands next to others that it was not next to before iff one of them
-    # wrapped around the (padded) edge. Wrapped or not, per axis, within one window, is all that counts.
-    padded = [-(-s // w) * w for s, w in zip(shape, window)]
-    mask = swin.shift_mask(shape, window)
-    wrapped = np.zeros((*padded, len(shape)), bool)
-    for x in np.ndindex(*padded):
-        wrapped[x] = [p >= n - w // 2 for p, n, w in zip(x, padded, window)]
-    for number, corner in enumerate(itertools.product(*[range(0, s, w) for s, w in zip(padded, window)])):
-        block = wrapped[tuple(slice(c, c + w) for c, w in zip(corner, window))].reshape(-1, len(shape))
-        different = (block[:, None] != block[None, :]).any(-1)
-        np.testing.assert_array_equal(mask[number, 0].numpy(), np.where(different, -100.0, 0.0))
-    assert (mask != 0).any()
+def literal_mask(shape, window, corner):
+    """Additive mask of the window at ``corner`` of a volume that was rolled by half a window.
+
+    Literally: after the roll a token stands next to others that it was not next to before iff one of them
+    wrapped around the (padded) edge. Wrapped or not, per axis, within one window, is all that counts."""
+    tokens = [[c + o for c, o in zip(corner, offset)] for offset in np.ndindex(*window)]
+    wrapped = [[p >= n - w // 2 for p, n, w in zip(token, shape, window)] for token in tokens]
+    return torch.tensor([[0.0 if i == j else -100.0 for j in wrapped] for i in wrapped])
 
 
-@pytest.mark.parametrize("window", [(3, 4), (2, 3, 2)], ids=str)
-@pytest.mark.parametrize("masked", [False, True])
-def test_window_attention_equals_a_literal_softmax(window, masked):
-    torch.manual_seed(0)
-    heads, channels, volume = 2, 6, math.prod(window)
-    layer = swin.WindowAttention(channels, heads, window).double()
-    nn.init.normal_(layer.relative_position_bias_table)
-    x = torch.randn(2, 4, volume, channels, dtype=torch.float64)
-    mask = torch.where(torch.rand(4, 1, volume, volume) < 0.3, -100.0, 0.0).double() if masked else None
-    expected = torch.empty_like(x)
-    index = swin.relative_position_index(window)
-    for b, n in itertools.product(range(2), range(4)):
-        projected = x[b, n] @ layer.qkv.weight.T  # (tokens, 3 * heads * depth), in this order
-        out, depth = [], channels // heads
+def corners(shape, window):
+    return itertools.product(*[range(0, s, w) for s, w in zip(shape, window)])
+
+
+ATTENTION_SIZES = [((8, 9), (4, 3)), ((4, 9), (4, 3)), ((12, 3), (4, 3)), ((4, 3), (4, 3)), ((10, 15), (5, 5)),
+                   ((4, 6, 4), (2, 3, 4)), ((2, 3, 8), (2, 3, 4)), ((6, 3, 4), (2, 3, 2)), ((6, 3, 2), (2, 3, 2)),
+                   ((3, 4, 2), (3, 4, 2))]  # also with one window only along some axes, or all
+
+
+@pytest.mark.parametrize("shape,window", ATTENTION_SIZES, ids=str)
+def test_shift_masks_separate_what_only_the_cyclic_shift_brought_together(shape, window):
+    masks = swin.shift_masks(window)
+    volume = math.prod(window)
+    assert masks.shape == (*[2] * len(window), 1, volume, volume)
+    assert (masks[(1,) * len(window)] != 0).any() and not masks[(0,) * len(window)].any()
+    for corner in corners(shape, window):
+        last = tuple(int(c + w == s) for c, w, s in zip(corner, window, shape))
+        assert torch.equal(masks[(*last, 0)], literal_mask(shape, window, corner))
+
+
+def literal_attention(layer, x, shifted):
+    """Every window cut out by itself, every head by itself, softmax written out."""
+    heads, channels, window = layer.heads, x.shape[-1], layer.window
+    depth, index = channels // heads, swin.relative_position_index(window)
+    result = torch.empty_like(x)
+    for b, corner in itertools.product(range(len(x)), corners(x.shape[1:-1], window)):
+        box = (b, *[slice(c, c + w) for c, w in zip(corner, window)])
+        projected = x[box].reshape(-1, channels) @ layer.qkv.weight.T  # (tokens, 3 * heads * depth), in this order
+        out = []
         for h in range(heads):
             q, k, v = (projected[:, part * channels + h * depth :][:, :depth] for part in range(3))
             logits = q @ k.T / math.sqrt(depth) + layer.relative_position_bias_table[index, h]
-            if masked:
-                logits = logits + mask[n, 0]
+            if shifted:
+                logits = logits + literal_mask(x.shape[1:-1], window, corner).to(x.dtype)
             weights = torch.exp(logits - logits.max(1, keepdim=True).values)
             out.append(weights / weights.sum(1, keepdim=True) @ v)
-        expected[b, n] = torch.cat(out, 1) @ layer.proj.weight.T + layer.proj.bias
-    torch.testing.assert_close(layer(x, mask), expected)
+        result[box] = (torch.cat(out, 1) @ layer.proj.weight.T + layer.proj.bias).view(*window, channels)
+    return result
+
+
+@pytest.mark.parametrize("shape,window", ATTENTION_SIZES, ids=str)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_window_attention_equals_a_literal_softmax(shape, window, shifted):
+    torch.manual_seed(0)
+    layer = swin.WindowAttention(6, 2, window, shifted).double()
+    nn.init.normal_(layer.relative_position_bias_table)
+    x = torch.randn(2, *shape, 6, dtype=torch.float64, requires_grad=True)
+    slope, leaves = torch.randn_like(x), [x, *layer.parameters()]
+    expected, found = literal_attention(layer, x, shifted), layer(x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    for ours, literal in zip(*(torch.autograd.grad((out * slope).sum(), leaves) for out in (found, expected))):
+        torch.testing.assert_close(ours, literal, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(layer.float()(x.float()), expected.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -315,6 +340,158 @@ def test_gradients_reach_every_parameter(method, shape, smooth_image):
     assert not dead
 
 
+@pytest.mark.parametrize("shape", [(15, 18), (5, 8, 7)], ids=str)
+def test_instance_norm_is_that_of_pytorch_and_keeps_its_digits(shape):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, *shape) + 40 * torch.rand(2, 6, *[1] * len(shape))  # means far above the spread
+    layouts = [x, x.movedim(1, -1).contiguous().movedim(-1, 1), torch.cat([x, x], 1)[:, :6]]
+    slope = torch.randn(x.shape)
+    exact = x.double().requires_grad_()
+    expected = F.instance_norm(exact)
+    gradient, = torch.autograd.grad(expected, exact, slope.double())
+    for view, (dtype, tolerance) in itertools.product(layouts, [(torch.float64, 1e-12), (torch.float32, 1e-5)]):
+        leaf = view.to(dtype).requires_grad_()
+        found = InstanceNorm()(leaf)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+        found_gradient, = torch.autograd.grad(found, leaf, slope.to(dtype))
+        torch.testing.assert_close(found_gradient.double(), gradient, rtol=0, atol=tolerance)
+
+
+TOY_SIZES = [(17, 18), (20, 17), (17, 9, 10), (9, 10, 18)]
+
+
+def toy(shape, steps=3, depths=(2, 2, 2, 2), window=(2, 2, 2), dtype=torch.float64, **kwargs):
+    """The smallest TM-TVF, with heads that move something."""
+    size = dict(embed=8, depths=depths, heads=(2, 2, 2, 2), window=window[: len(shape)])
+    return lively(build("tm-tvf", len(shape), size=size, time_steps=steps, **kwargs)).network.to(dtype)
+
+
+def literal_decoder(network, moving, fixed):
+    """Step by step, as the released code writes it: features upsampled and concatenated again for every velocity."""
+    own = network.method == "released"
+    halve, double, warp = ((released if own else fields).__dict__[name] for name in ("halve", "double", "warp"))
+    steps, convolve, mode = network.steps, *((F.conv2d, "bilinear") if network.dim == 2 else (F.conv3d, "trilinear"))
+    features, (small, target) = network.backbone(torch.cat([moving, fixed], 1)), map(halve, (moving, fixed))
+    shape = small.shape[2:]
+
+    def unit(module, x):
+        return F.leaky_relu(F.instance_norm(convolve(x, module[0].weight, padding=1)), 0.01)
+
+    def read(v, u):  # v(x + u(x))
+        return fields.warp(v, u, padding="border")
+
+    u, velocities = torch.zeros(len(moving), network.dim, *shape, dtype=moving.dtype), []
+    for k in range(steps):
+        warped = small if k == 0 else warp(small, u)  # a zero motion still is one under the released warp
+        context = unit(network.cs[k], torch.cat([warped, target], 1))
+        fine = F.interpolate(features, scale_factor=2, mode=mode, align_corners=False)
+        fine = fine[(..., *[slice(0, s) for s in shape])]
+        x = unit(network.up3s[k].conv2, unit(network.up3s[k].conv1, torch.cat([fine, context], 1)))
+        interval = convolve(x, network.reg_heads[k][0].weight, network.reg_heads[k][0].bias, padding=1)
+        velocities.append(steps * interval)
+        if own:
+            u = u + released.warp(interval, interval)
+        elif network.method == "euler":
+            u = u + read(interval, u)
+        else:
+            k1 = read(interval, u)
+            k2 = read(interval, u + k1 / 2)
+            k3 = read(interval, u + k2 / 2)
+            u = u + (k1 + 2 * k2 + 2 * k3 + read(interval, u + k3)) / 6
+    return double(u, moving.shape[2:]), torch.stack(velocities, 1)
+
+
+def outcome(network, inputs, call=None):
+    """Displacement, velocity, and the gradient of a random functional of both for every parameter."""
+    outputs = (call or network)(*inputs)
+    generator = torch.Generator().manual_seed(0)
+    total = sum((x * torch.randn(x.shape, generator=generator).to(x.dtype)).sum() for x in outputs)
+    names, parameters = zip(*network.named_parameters())
+    return {"displacement": outputs[0].detach(), "velocity": outputs[1].detach(),
+            **dict(zip(names, torch.autograd.grad(total, parameters)))}
+
+
+def largest_difference(found, expected):
+    """The worst of several tensors, each in parts of its largest expected value; and its name."""
+    assert found.keys() == expected.keys()
+    # where the mask leaves every token alone, the bias table's gradient is exp(-100) or so: no scale
+    parts = torch.stack([(found[k] - e).abs().max() / e.abs().max().clamp_min(1e-30) for k, e in expected.items()])
+    worst = int(parts.argmax())
+    return float(parts[worst]), list(expected)[worst]
+
+
+@pytest.mark.parametrize("integrator", ["euler", "rk4", "released"])
+@pytest.mark.parametrize("shape,batch", list(zip(TOY_SIZES, (2, 1, 1, 2))), ids=str)
+def test_the_time_varying_decoder_equals_its_literal_form(integrator, shape, batch, smooth_image):
+    inputs = [image.double() for image in pair(shape, smooth_image, batch)]
+    network = toy(shape, integrator=integrator)
+    found = outcome(network, inputs)
+    assert found["displacement"].abs().max() > 0.3
+    difference, where = largest_difference(found, outcome(network, inputs, lambda *x: literal_decoder(network, *x)))
+    assert difference < 1e-9, where
+
+
+@pytest.mark.parametrize("integrator", ["euler", "rk4", "released"])
+@pytest.mark.parametrize("shape", [(17, 18), (17, 9, 10)], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+def test_computing_activations_again_changes_nothing(integrator, shape, training, smooth_image):
+    inputs = [image.double() for image in pair(shape, smooth_image, 2)]
+    network = toy(shape, integrator=integrator).train(training)  # with stochastic depth
+    evaluations, results = [], []
+    for module in (network.cs[0], network.backbone.transformer.layers[0].blocks[0].attn):
+        module.register_forward_hook(lambda *_: evaluations.append(1))
+    for on in (False, True):
+        swin.recompute_activations(network, on)
+        torch.manual_seed(3)
+        results.append(outcome(network, inputs))
+    assert len(evaluations) == 2 + 4
+    difference, where = largest_difference(results[1], results[0])
+    assert difference < 1e-12, where
+    with torch.no_grad():
+        torch.manual_seed(3)
+        again = network(*inputs)[0]
+        assert len(evaluations) == 8
+        torch.testing.assert_close(again, results[0]["displacement"], rtol=0, atol=1e-12)
+        assert torch.allclose(network(*inputs)[0], again, atol=1e-3) != training  # other draws, another network
+
+
+@pytest.mark.parametrize("shape", [(17, 18), (17, 9, 10)], ids=str)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_half_precision_leaves_fields_in_float32_and_close(shape, recompute, smooth_image):
+    inputs = pair(shape, smooth_image, 2)
+    network = toy(shape, dtype=torch.float32)
+    expected = outcome(network, inputs)
+    swin.recompute_activations(network, recompute)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outcome(network, inputs)
+    for name in ("displacement", "velocity"):
+        assert found[name].dtype == torch.float32 and not torch.equal(found[name], expected[name])
+        # bfloat16 keeps 8 bits; instance norms, which divide by small spreads, enlarge what is lost
+        assert (found[name] - expected[name]).norm() < 0.1 * expected[name].norm()
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+
+
+@pytest.mark.parametrize("shape,backend", [((17, 18), "eager"), ((17, 9, 10), "aot_eager")], ids=str)
+def test_a_whole_training_step_compiles_without_a_graph_break(shape, backend, smooth_image):
+    moving, fixed = (image.double() for image in pair(shape, smooth_image, 2))
+    network = toy(shape, steps=2, depths=(2, 1, 1, 1), window=(2, 4, 4)).train()
+    names, parameters = zip(*network.named_parameters())
+    batch = {"moving": moving, "fixed": fixed, "moving_labels": (4 * moving).int(), "fixed_labels": (4 * fixed).int()}
+
+    def loss(batch):
+        displacement, velocity = network(batch["moving"], batch["fixed"])
+        return sum(objective("tm-tvf", batch, displacement, velocity, 5).values())
+
+    results = []
+    for step in (loss, torch.compile(loss, fullgraph=True, backend=backend, dynamic=False)):
+        torch.manual_seed(2)
+        value = step(batch)
+        results.append({"loss": value.detach(), **dict(zip(names, torch.autograd.grad(value, parameters)))})
+    difference, where = largest_difference(results[1], results[0])
+    assert difference < 1e-9, where
+
+
 def registration(shape, smooth_velocity):
     """As if a network had predicted a velocity on the half grid."""
     velocity = smooth_velocity([-(-s // 2) for s in shape], amplitude=1.0)
@@ -435,24 +612,23 @@ def test_weights_of_a_step_are_its_own():
         assert len({w.data_ptr() for w in weights}) == 3
 
 
+@pytest.mark.parametrize("shape,window", [((8, 6), (4, 3)), ((7, 8), (4, 3)), ((4, 5, 3), (2, 3, 2))], ids=str)
 @pytest.mark.parametrize("shifted", [False, True])
-def test_a_token_reaches_exactly_its_window_and_a_shifted_one_never_wraps(shifted):
+def test_a_token_reaches_exactly_its_window_and_a_shifted_one_never_wraps(shape, window, shifted):
     torch.manual_seed(0)
-    shape, window = (8, 6), (4, 3)
     block = swin.Block(4, 2, window, shifted, 2, 0.0)
-    mask = swin.shift_mask(shape, window)
     x = torch.randn(1, *shape, 4)
-    before = block(x, mask)
+    before = block(x)
 
     def number(p):  # windows of a shifted block begin half a window earlier; the first and last are cut short
         return tuple((a + (w - w // 2 if shifted else 0)) // w for a, w in zip(p, window))
 
-    for p in [(0, 0), (1, 5), (5, 2), (7, 5)]:
+    tokens = list(np.ndindex(*shape))
+    for p in tokens[::11]:
         moved = x.clone()
         moved[(0, *p)] += torch.randn(4)
-        changed = (block(moved, mask) - before).abs().amax(-1)[0] > 1e-6
-        expected = [[number(q) == number(p) for q in [(i, j) for j in range(shape[1])]] for i in range(shape[0])]
-        assert changed.tolist() == expected
+        changed = (block(moved) - before).abs().amax(-1)[0] > 1e-6
+        assert {q for q in tokens if changed[q]} == {q for q in tokens if number(q) == number(p)}
 
 
 def test_a_head_predicts_the_displacement_of_one_interval(smooth_image):

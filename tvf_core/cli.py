@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
@@ -39,7 +40,8 @@ def methods() -> None:
 
 
 @app.command
-def train(method: str, profile: str, steps: int = 0, seed: int = 0, out: Path | None = None) -> None:
+def train(method: str, profile: str, steps: int = 0, seed: int = 0, precision: str = "", recompute: bool = False,
+          out: Path | None = None) -> None:
     """Train a method; continues by itself if it was stopped.
 
     Args:
@@ -47,9 +49,11 @@ def train(method: str, profile: str, steps: int = 0, seed: int = 0, out: Path | 
         profile: a name in notebooks/profiles, or the path of a YAML file.
         steps: optimiser steps; 0 takes the profile's.
         seed: of weights, pair order and stochastic depth.
+        precision: fp32, bf16 or fp16 for the network; default what accelerate is set to, else fp32.
+        recompute: keep fewer activations, in less memory and somewhat more time.
         out: folder for weights, history and card; default runs/<data>/<method>.
     """
-    card = training.train(method, profiles.read(profile), steps=steps or None, seed=seed, out=out)
+    card = training.train(method, profiles.read(profile), steps=steps or None, seed=seed, precision=precision, recompute=recompute, out=out)
     best = card["validation"]
     print(f"{card['weights']}: validation {best['metric']} {best['score']:.4f} in {card['seconds']:.0f} s")
 
@@ -125,6 +129,44 @@ def evaluate_all() -> None:
         blocks[f"table{number}"] = tables.comparison(number, evaluation.read_results(RESULTS, data))
     tables.update_readme(blocks)
     draw("tm-tvf", "demo_faces", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")
+
+
+@app.command
+def bench(operation: Positional[Annotated[str, tyro.conf.arg(metavar="OPERATION")]], size: tuple[int, ...] = (96, 96, 128), labels: int = 36,
+          network: str = "base", time_steps: int = 8, batch: int = 1, device: str = "", repeats: int = 5,
+          variants: tuple[str, ...] = (), growth: bool = False, out: Path | None = None) -> None:
+    """Time an operation and its memory: this package, the released form, other packages if they are installed.
+
+    Args:
+        operation: lncc, label-dice, attention, decoder, flow, forward, train-step, or all.
+        size: voxels of the image along each axis.
+        labels: number of classes, background among them.
+        network: size of TM-TVF: demo, tiny, small, base, large or huge.
+        time_steps: N of TM-TVF.
+        batch: images at once.
+        device: cpu or cuda; default cuda where there is one.
+        repeats: timed runs of each form.
+        variants: only these forms, e.g. ours literal.
+        growth: measure also how the cost grows with voxels, labels and N (a few minutes).
+        out: JSON file to write.
+    """
+    from . import bench as benchmark  # imports the packages compared with
+
+    names = list(benchmark.OPERATIONS) if operation == "all" else [operation]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    setting = benchmark.Setting(size, labels, network, time_steps, batch, device)
+    result = benchmark.run(names, setting, repeats, variants, growth, out)
+    print(f"{result['device']}, torch {result['versions']['torch']}; {' x '.join(map(str, size))} voxels, batch {batch}")
+    print(f"{'operation':11} {'variant':24} {'seconds':>9} {'x ours':>7} {'peak MB':>9} {'difference':>10}   floor: seconds")
+    for row in result["rows"]:
+        ours = next((r["seconds"] for r in result["rows"] if r["op"] == row["op"] and r["variant"] == "ours"), float("nan"))
+        print(f"{row['op']:11} {row['variant']:24} {row['seconds']:9.4f} {row['seconds'] / ours:7.2f} {row['peak_mb']:9.1f} "
+              + (f"{row['max_rel_diff']:10.1e}" if row["max_rel_diff"] is not None else f"{'-':>10}")
+              + (f"   {row['floor_seconds']:.4f}" if row["floor_seconds"] is not None else "   -"))
+    for row in result.get("growth", ()):
+        print(f"{row['along']:10} {row['value']:>8} {row['op']:11} {row['variant']:24} {row['seconds']:9.4f} s {row['peak_mb']:9.1f} MB")
+    if out:
+        print(out)
 
 
 @app.command

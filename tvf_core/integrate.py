@@ -77,26 +77,23 @@ def solve(v: Velocity, points: torch.Tensor, t0: float = 0.0, t1: float = 1.0, s
     return points
 
 
-def advance(velocity: torch.Tensor, displacement: torch.Tensor, duration: float, method: str = "euler") -> torch.Tensor:
-    """Continue the map ``Id + displacement`` by one step along a velocity field.
+def advance(velocity: torch.Tensor, points: torch.Tensor, duration: float, method: str = "euler") -> torch.Tensor:
+    """Carry points on by one step along a velocity field.
 
     Parameters
     ----------
     velocity : (B, D, *S) voxels per unit time, constant during ``duration``; negative duration
         runs it backwards.
-    displacement : (B, D, *S) voxels, the map so far.
-    method : ``euler``, ``heun``, ``rk4`` or ``released``.
+    points : (B, D, *P) voxel coordinates: where the map so far has carried the voxels.
+    method : ``euler``, ``heun`` or ``rk4``.
 
     Returns
     -------
-    (B, D, *S): displacement of the map afterwards. One Euler step is
-    ``u(x) + duration * v(x + u(x))``: the velocity is sampled where the map has already carried x.
+    (B, D, *P). One Euler step is ``phi + duration * v(phi)``: the velocity is sampled where the map has
+    already carried the voxel.
     """
     check_field(velocity, "velocity")
-    if one_of(method, INTEGRATORS, "integrator") == "released":
-        return released.advance(duration * velocity, displacement)
-    grid = identity_grid(displacement.shape[2:], displacement.device, at_least_float32(displacement))
-    return solve(_field(velocity), grid + displacement, 0.0, duration, 1, method) - grid
+    return solve(_field(velocity), points, 0.0, duration, 1, method)
 
 
 def transport(velocity: torch.Tensor, points: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: float = 0.0,

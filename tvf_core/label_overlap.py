@@ -60,7 +60,7 @@ def label_overlap(moving_labels: torch.Tensor, displacement: torch.Tensor, fixed
 def label_overlap_backward(slopes: torch.Tensor, moving_labels: torch.Tensor, displacement: torch.Tensor,
                            fixed_labels: torch.Tensor, seen: torch.Tensor, classes: int) -> torch.Tensor:
     """Gradient for the displacement, from the slopes (3, B, classes) of what is minimised in the sums."""
-    gradient = torch.zeros_like(displacement)
+    gradient = displacement.new_zeros(displacement.shape)
     # one more class without slopes, for neighbours outside
     in_common, in_square = F.pad(slopes[:2], [0, 1]).to(displacement.dtype)
     for k in range(displacement.shape[0]):
@@ -100,7 +100,7 @@ class _Neighbourhood:
         """Position in the flat map of the neighbour with the lowest coordinates; all are outside beyond the margin."""
         flat = 0
         for size, floor in zip(self.shape, floors):
-            flat = flat * size + (floor + 2).clamp(0, size - 2).int()
+            flat = flat * size + (floor + 2).nan_to_num(0).clamp(0, size - 2).int()
         return flat
 
     def neighbours(self, places) -> tuple[torch.Tensor, torch.Tensor, list]:
@@ -179,7 +179,7 @@ def _(moving_labels, displacement, fixed_labels, classes):
 
 @label_overlap_backward.register_fake
 def _(slopes, moving_labels, displacement, fixed_labels, seen, classes):
-    return torch.empty_like(displacement)
+    return displacement.new_empty(displacement.shape)
 
 
 def _keep(ctx, inputs, output):

@@ -166,7 +166,7 @@ def window_sums(x: torch.Tensor, axis: int, window: int) -> torch.Tensor:
 
 @lncc.register_fake
 def _(a, b, window, eps, for_a, for_b):
-    return a.new_empty(()), *[torch.empty_like(x) if wanted else x.new_empty(0) for x, wanted in ((a, for_a), (b, for_b))]
+    return a.new_empty(()), *[x.new_empty(x.shape if wanted else 0) for x, wanted in ((a, for_a), (b, for_b))]
 
 
 def _keep_gradients(ctx, inputs, output):

@@ -117,4 +117,6 @@ def _overlap(moving_labels, displacement, fixed_labels, classes):
     check_field(displacement)
     for labels, name in ((moving_labels, "moving_labels"), (fixed_labels, "fixed_labels")):
         check_labels(labels, displacement, name, values=False)
+        if labels.shape[0] != displacement.shape[0]:
+            raise ValueError(f"{name}: a batch of {labels.shape[0]}, but the displacement is a batch of {displacement.shape[0]}")
     return label_overlap(moving_labels, displacement.to(at_least_float32(displacement)), fixed_labels, classes)[0]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-
+from torch.utils.checkpoint import checkpoint
 
 # Offsets of the sub-grids that patch merging concatenates, in the order the released weights expect.
 MERGE_ORDER = {
@@ -64,26 +64,46 @@ class DropPath(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows with a learned bias per relative position."""
+    """Multi-head self-attention inside windows with a learned bias per relative position.
 
-    def __init__(self, channels: int, heads: int, window: tuple[int, ...]):
+    ``shifted``: the windows lie on a volume that was rolled by half a window, so that the last window along an
+    axis holds two parts that are no neighbours; -100 in the scores keeps them apart, as released. Which pairs
+    of tokens that concerns depends only on the axes along which a window is the last, never on the image size.
+    """
+
+    def __init__(self, channels: int, heads: int, window: tuple[int, ...], shifted: bool = False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.window, self.shifted = heads, window, shifted
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
         spans = [2 * w - 1 for w in window]
         table = torch.empty(torch.Size(spans).numel(), heads)
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
         self.register_buffer("index", relative_position_index(window), persistent=False)
+        if shifted:
+            self.register_buffer("masks", shift_masks(window), persistent=False)
 
-    def forward(self, x, mask):
-        """``x``: (B, windows, tokens, C); ``mask``: (windows, 1, tokens, tokens) or None."""
-        b, n, v, c = x.shape
-        q, k, val = self.qkv(x).view(b, n, v, 3, self.heads, c // self.heads).permute(3, 0, 1, 4, 2, 5)
+    def forward(self, x):
+        """``x``: (B, *S, C) with S multiples of the window."""
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)  # (heads, tokens, tokens)
-        bias = bias[None] if mask is None else bias + mask
-        out = F.scaled_dot_product_attention(q, k, val, attn_mask=bias.to(q.dtype))
-        return self.proj(out.transpose(2, 3).reshape(b, n, v, c))
+        qkv = self.qkv(x)
+        if self.shifted:
+            bias = bias + self.masks  # (2, ..., 2, heads, tokens, tokens)
+        return self.proj(self._attend(qkv, bias.to(qkv.dtype), 0 if self.shifted else len(self.window)))
+
+    def _attend(self, qkv, bias, axis):
+        """Attention in all windows of a volume, with one bias for all: split until the last ones are apart."""
+        if axis < len(self.window):
+            cut = qkv.shape[1 + axis] - self.window[axis]
+            parts = [self._attend(qkv.narrow(1 + axis, cut, self.window[axis]), bias[1], axis + 1)]
+            if cut:
+                parts.insert(0, self._attend(qkv.narrow(1 + axis, 0, cut), bias[0], axis + 1))
+            return torch.cat(parts, 1 + axis)
+        tokens = to_windows(qkv, self.window)
+        batch, windows, volume, _ = tokens.shape
+        q, k, v = tokens.reshape(batch * windows, volume, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        return from_windows(out.transpose(1, 2).reshape(batch, windows, volume, -1), self.window, qkv.shape[1:-1])
 
 
 class Block(nn.Module):
@@ -96,22 +116,20 @@ class Block(nn.Module):
         shift = tuple(w // 2 for w in window)
         self.shift = shift if shifted and min(shift) > 0 else None
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(channels, heads, window)
+        self.attn = WindowAttention(channels, heads, window, self.shift is not None)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(channels, mlp_ratio * channels),
                                   "fc2": nn.Linear(mlp_ratio * channels, channels)})
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x, mask):
-        """``x``: (B, *S, C); ``mask`` is the stage's shift mask, used by shifted blocks only."""
+    def forward(self, x):
+        """``x``: (B, *S, C)."""
         axes = tuple(range(1, x.dim() - 1))
         shape = x.shape[1:-1]
         y = pad_to_multiple(self.norm1(x), self.window)
         if self.shift:
             y = torch.roll(y, [-s for s in self.shift], axes)
-        padded = y.shape[1:-1]
-        y = self.attn(to_windows(y, self.window), mask if self.shift else None)
-        y = from_windows(y, self.window, padded)
+        y = self.attn(y)
         if self.shift:
             y = torch.roll(y, self.shift, axes)
         x = x + self.drop_path(y[(slice(None), *[slice(0, s) for s in shape])])
@@ -144,13 +162,13 @@ class Stage(nn.Module):
             Block(channels, config.heads[stage], config.window, k % 2 == 1, config.mlp_ratio, p)
             for k, p in enumerate(drop_paths)
         )
+        self.recompute = False
         last = stage == len(config.depths) - 1
         self.downsample = None if last else PatchMerging(config.dim, channels)
 
     def forward(self, x):
-        mask = shift_mask(x.shape[1:-1], self.window, x.device)
         for block in self.blocks:
-            x = block(x, mask)
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else block(x)
         return x
 
 
@@ -193,6 +211,16 @@ class Swin(nn.Module):
         return features
 
 
+def recompute_activations(network: nn.Module, on: bool = True) -> None:
+    """Training in less memory: compute what is inside a transformer block or a time step again in the backward pass.
+
+    Only what passes between them is kept. Same values and gradients; about one more forward pass of time.
+    """
+    for module in network.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = on
+
+
 def relative_position_index(window: tuple[int, ...]) -> torch.Tensor:
     """Row of the bias table for each pair of tokens of a window, ``(V, V)`` with V the window's volume."""
     coords = torch.stack(torch.meshgrid(*[torch.arange(w) for w in window], indexing="ij")).flatten(1)
@@ -227,13 +255,16 @@ def from_windows(x: torch.Tensor, window: tuple[int, ...], shape) -> torch.Tenso
     return x.permute(order).reshape(x.shape[0], *shape, x.shape[-1])
 
 
-def shift_mask(shape, window: tuple[int, ...], device=None) -> torch.Tensor:
-    """Additive mask (windows, 1, tokens, tokens): -100 between tokens that a cyclic shift brought together."""
-    padded = [s + -s % w for s, w in zip(shape, window)]
-    region = torch.zeros(1, *padded, 1, device=device)
-    cuts = [(slice(0, -w), slice(-w, -(w // 2)), slice(-(w // 2), None)) for w in window]
-    for number, where in enumerate(itertools.product(*cuts)):
-        region[(0, *where)] = number
-    region = to_windows(region, window)[0, :, :, 0]
-    different = region[:, None, :] != region[:, :, None]
-    return torch.where(different, -100.0, 0.0)[:, None]
+def shift_masks(window: tuple[int, ...]) -> torch.Tensor:
+    """Additive masks of shifted windows, ``(2, ..., 2, 1, tokens, tokens)``: entry [1, 0, ...] for the last along axis 0 only.
+
+    -100 between tokens that the roll by half a window brought together, else 0.
+    """
+    coords = torch.stack(torch.meshgrid(*[torch.arange(w) for w in window], indexing="ij")).flatten(1)
+    wrapped = [c >= w - w // 2 for c, w in zip(coords, window)]  # came from the other end of the axis
+    masks = torch.zeros(*[2] * len(window), 1, len(coords[0]), len(coords[0]))
+    for last in itertools.product((0, 1), repeat=len(window)):
+        for far, is_last in zip(wrapped, last):
+            if is_last:
+                masks[(*last, 0, far[:, None] != far[None, :])] = -100.0
+    return masks

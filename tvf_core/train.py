@@ -27,11 +27,12 @@ from .evaluate import score
 from .methods import METHODS, Model, NetworkConfig, objective
 from .paths import runs, write_json, write_then_rename
 from .profiles import Profile
+from .swin import recompute_activations
 
 
 def train(method: str, profile: Profile, *, steps: int | None = None, seed: int = 0, time_steps: int = 8,
           integrator: str = "", validations: int = 8, validation_pairs: int = 12, save_minutes: float = 2.0,
-          out: Path | None = None, progress: bool = True) -> dict:
+          precision: str = "", recompute: bool = False, out: Path | None = None, progress: bool = True) -> dict:
     """Train one method and write its weights, history and run card.
 
     Parameters
@@ -44,6 +45,9 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     validations, validation_pairs : how often, and on how many pairs, the weights are scored (Dice
         where there are labels, else SSIM); the best are kept.
     save_minutes : how often the resumable state is saved.
+    precision : ``fp32``, ``bf16`` or ``fp16`` of the network's arithmetic; default what ``accelerate`` is set to, else
+        fp32. Fields, losses and weights stay float32.
+    recompute : keep fewer activations for the backward pass (:func:`tvf_core.swin.recompute_activations`).
     out : folder for ``weights.safetensors``, ``weights.json`` (the card), ``history.jsonl`` and
         ``state.pt``; default ``runs/<data>/<method>``. An unfinished run found there is continued, a
         finished one returned; one with other settings is an error.
@@ -52,12 +56,13 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     -------
     The run card: configuration, best validation score, seconds, versions.
     """
+    one_of(precision, ("", "fp32", "bf16", "fp16"), "precision")
     one_of(method, [name for name, m in METHODS.items() if m.build], "trainable method")
     steps = profile.steps if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     out = Path(out) if out else runs() / profile.data / method
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision={"fp32": "no", "": None}.get(precision, precision))
     with accelerator.main_process_first():  # one process generates the embedded data, the others find it
         splits = {name: load(profile.data, name, profile.image_size or None, progress) for name in ("train", "val")}
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
@@ -72,6 +77,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
 
     torch.manual_seed(seed)
     network = Model(config).network
+    recompute_activations(network, recompute)
     optimizer = torch.optim.Adam(network.parameters(), lr=profile.lr, amsgrad=True)
     network, optimizer = accelerator.prepare(network, optimizer)
     plain = accelerator.unwrap_model(network)

@@ -1,0 +1,88 @@
+"""The benchmark: its forms compute the same thing, its file holds what it says, its clock and memory count right."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tvf_core import bench
+from tvf_core.bench import measure
+
+SMALL = {2: bench.Setting(shape=(32, 27), labels=5, network="tiny", time_steps=2),
+         3: bench.Setting(shape=(24, 21, 18), labels=5, network="tiny", time_steps=2)}
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("name", bench.OPERATIONS)
+def test_every_form_gives_what_the_literal_one_gives(name, dim):
+    operation = bench.OPERATIONS[name](SMALL[dim])
+    expected = (operation.reference or operation.forms["literal"])()
+    assert {"ours", "literal"} <= set(operation.forms)
+    for form, run in operation.forms.items():
+        found = run()
+        assert len(found) == len(expected) and all(torch.isfinite(t).all() for t in found)
+        if form.startswith("ours") and "16" not in form:
+            assert measure.largest_difference(found, expected) < 2e-4, form
+        if form == "neurite":
+            assert measure.largest_difference(found, expected) < 1e-4
+    assert operation.flops() > 0 or operation.moved > 0
+
+
+def test_the_benchmark_writes_rows_with_a_run_card(tmp_path):
+    file = tmp_path / "bench.json"
+    result = bench.run(["lncc", "flow"], SMALL[3], repeats=1, out=file, progress=False)
+    assert json.loads(file.read_text()) == result
+    assert {row["op"] for row in result["rows"]} == {"lncc", "flow"}
+    for row in result["rows"]:
+        assert set(row) == {"op", "variant", "seconds", "peak_mb", "max_rel_diff", "floor_seconds", "shape"}
+        assert row["seconds"] > row["floor_seconds"] > 0 and row["peak_mb"] > 0
+    assert result["card"]["settings"]["labels"] == 5 and result["versions"]["torch"] == torch.__version__
+
+
+def test_a_form_can_be_measured_without_the_literal_one():
+    [row] = bench.compare("train-step", SMALL[3], 1, ("ours, recomputing",), progress=False)
+    assert row["variant"] == "ours, recomputing" and row["max_rel_diff"] is None and row["seconds"] > 0
+
+
+def test_growth_changes_one_setting_at_a_time(monkeypatch):
+    monkeypatch.setattr(bench, "GROWTH", {"labels": [("label-dice", ("ours",), [dict(labels=3), dict(labels=9)])]})
+    rows = bench.growth(SMALL[3], repeats=1, progress=False)
+    assert [(r["along"], r["value"], r["op"], r["variant"]) for r in rows] == [("labels", n, "label-dice", "ours") for n in (3, 9)]
+
+
+def test_peak_memory_counts_what_is_held_at_one_time():
+    megabyte = 2**18  # float32 numbers
+
+    def run():
+        a = torch.ones(3 * megabyte)
+        b = torch.ones(megabyte)
+        del a
+        return b + torch.ones(megabyte)
+
+    assert measure.peak_bytes(run, "cpu") == pytest.approx(4 * 2**20, rel=0.01)
+
+
+def test_the_benchmarks_forms_take_turns_and_the_first_round_does_not_count():
+    order = []
+    times = measure.seconds({name: lambda name=name: order.append(name) for name in "ab"}, 2, "cpu", progress=False)
+    assert order == list("ab") * 3 and set(times) == {"a", "b"}
+
+
+def test_the_differences_of_tensors_are_relative_to_the_largest_value():
+    assert measure.largest_difference([torch.tensor([1.0, 9.0])], [torch.tensor([1.0, 10.0])]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (lambda: bench.run(["lcc"]), ["unknown operation", "label-dice"]),
+    (lambda: bench.run(["lncc"], repeats=0), ["repeats"]),
+    (lambda: bench.run(["lncc"], out=Path("a.txt")), [".json"]),
+    (lambda: bench.compare("lncc", SMALL[2], forms=("fast",)), ["unknown variant", "neurite"]),
+    (lambda: bench.Setting(shape=(4, 4)), ["size"]),
+    (lambda: bench.Setting(labels=1), ["labels"]),
+    (lambda: bench.Setting(network="giant"), ["network size", "base"]),
+])
+def test_wrong_settings_are_refused_in_one_line(wrong, words):
+    with pytest.raises(ValueError) as error:
+        wrong()
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)

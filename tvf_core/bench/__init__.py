@@ -1,0 +1,127 @@
+"""``tvf bench``: the hot operations in our form, the literal one and those of other packages, side by side.
+
+``operations`` has the operations and their inputs, ``literal`` the slow forms that ours must equal, ``peers``
+those of other packages, ``measure`` the clock. Results are ratios within one run on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from ..card import run_card
+from ..checks import one_of
+from ..paths import write_json
+from . import measure, peers
+from .operations import OPERATIONS, Operation, Setting
+
+__all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "run"]
+
+# What is measured to see how the cost grows: operation, forms, and the settings that differ.
+_CUBES = [dict(shape=(n, n, n)) for n in (32, 48, 64, 96, 128)]
+GROWTH = {
+    "voxels": [("lncc", ("ours",), _CUBES), ("label-dice", ("ours",), _CUBES), ("flow", ("ours",), _CUBES),
+               ("forward", ("ours",), _CUBES)],
+    "labels": [("label-dice", ("ours", "literal, one warp"), [dict(shape=(64, 64, 64), labels=n) for n in (2, 9, 18, 36, 72)])],
+    "time steps": [("forward", ("ours", "literal"), [dict(shape=(64, 64, 64), time_steps=n) for n in (1, 2, 4, 8, 12)])],
+}
+
+
+def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, forms: tuple[str, ...] = (), with_growth: bool = False,
+        out: Path | None = None, progress: bool = True) -> dict:
+    """Measure operations and give, and write, rows of ``{op, variant, seconds, peak_mb, max_rel_diff, ...}``.
+
+    Parameters
+    ----------
+    operations : names of ``OPERATIONS``.
+    setting : image size, labels, network, N, batch, device.
+    repeats : timed runs of each form, after one that warms up.
+    forms : only these variants; default all.
+    with_growth : also how the cost grows with voxels, labels and N.
+    out : JSON file to write.
+
+    Returns
+    -------
+    Device, versions, the machine's rates, ``rows``, and ``growth`` if it was asked for. Differences are those from the
+    literal form, where it is cheap in double precision, relative to the largest value; ``floor_seconds`` is the least time in which this machine can
+    move the operation's data or do its arithmetic.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"{out}: the output must be a file whose name ends in .json")
+    for name in operations:
+        one_of(name, OPERATIONS, "operation")
+    start = time.time()
+    machine = measure.rates(setting.device)
+    rows = []
+    for name in operations:
+        rows += compare(name, setting, repeats, forms, machine, progress)
+    result = {"device": _device(setting.device), "versions": {"python": platform.python_version(), "torch": torch.__version__, **peers.versions()},
+              "rates": machine, "rows": rows}
+    if with_growth:
+        result["growth"] = growth(setting, repeats, progress)
+    settings = {"operations": operations, **asdict(setting), "repeats": repeats}
+    result["card"] = run_card(json.loads(json.dumps(settings)), time.time() - start, setting.device)
+    if out is not None:
+        write_json(out, result)
+    return result
+
+
+def compare(name: str, setting: Setting, repeats: int = 5, forms: tuple[str, ...] = (), machine: dict | None = None,
+            progress: bool = True, exact: bool = True) -> list[dict]:
+    """Rows of one operation: one for each of its forms, or of those asked for.
+
+    ``exact=False`` compares no results. Without the form ``literal`` most operations have nothing to compare with,
+    without ``ours`` nothing whose arithmetic is counted; the rows then hold None.
+    """
+    operation = OPERATIONS[name](setting)
+    chosen = _chosen(operation, forms, name)
+    floor, differences = None, dict.fromkeys(chosen)
+    if machine and "ours" in chosen:
+        floor = max(operation.moved / machine["bytes_per_second"], operation.flops() / machine["flops_per_second"])
+    if exact and (operation.reference or "literal" in chosen):
+        expected = (operation.reference or operation.forms["literal"])()
+        differences = {form: measure.largest_difference(run(), expected) for form, run in chosen.items()}
+        del expected
+    seconds = measure.seconds(chosen, repeats, setting.device, progress, name)
+    return [{"op": name, "variant": form, "seconds": seconds[form], "peak_mb": measure.peak_bytes(run, setting.device) / 2**20,
+             "max_rel_diff": differences[form], "floor_seconds": floor, "shape": list(setting.shape)} for form, run in chosen.items()]
+
+
+def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[dict]:
+    """Rows of ``{along, value, op, variant, seconds, peak_mb}`` for the cases of ``GROWTH``."""
+    rows = []
+    for along, cases in GROWTH.items():
+        for name, forms, changes in cases:
+            for change in changes:
+                here = replace(setting, **change)
+                value = {"voxels": torch.Size(here.shape).numel(), "labels": here.labels, "time steps": here.time_steps}[along]
+                for row in compare(name, here, repeats, forms, progress=progress, exact=False):
+                    rows.append({"along": along, "value": value} | {k: row[k] for k in ("op", "variant", "seconds", "peak_mb")})
+    return rows
+
+
+def _chosen(operation: Operation, forms: tuple[str, ...], name: str) -> dict:
+    for form in forms:
+        one_of(form, operation.forms, f"variant of {name}")
+    return {form: run for form, run in operation.forms.items() if not forms or form in forms}
+
+
+def _device(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return []

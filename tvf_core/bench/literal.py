@@ -1,0 +1,119 @@
+"""The slow forms that the fast ones must equal, written as the released code computes them.
+
+Dense convolutions for the local sums, one channel per label, explicit attention scores with a mask made
+at every call, a decoder that upsamples and concatenates at every time step. They are the yardstick of
+``tvf bench``; nothing else uses them.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import fields, released
+from ..swin import WindowAttention, from_windows, to_windows
+from ..transmorph import InstanceNorm
+from ..tvf import TimeVaryingVelocity
+
+
+def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -> torch.Tensor:
+    """Local NCC by five dense convolutions with a kernel of ones; every map is kept for the backward pass."""
+    rank = a.dim() - 2
+    kernel = torch.ones(1, 1, *[window] * rank, dtype=a.dtype, device=a.device)
+    convolve = F.conv2d if rank == 2 else F.conv3d
+    sum_a, sum_b, sum_aa, sum_bb, sum_ab = (convolve(x, kernel, padding=window // 2) for x in (a, b, a * a, b * b, a * b))
+    n = window**rank
+    mean_a, mean_b = sum_a / n, sum_b / n
+    cross = sum_ab - mean_b * sum_a - mean_a * sum_b + mean_a * mean_b * n
+    var_a = sum_aa - 2 * mean_a * sum_a + mean_a * mean_a * n
+    var_b = sum_bb - 2 * mean_b * sum_b + mean_b * mean_b * n
+    return -(cross * cross / (var_a * var_b + eps)).mean()
+
+
+def soft_dice(moving_labels, displacement, fixed_labels, classes: int, at_once: bool = False) -> torch.Tensor:
+    """Soft Dice of one-hot maps: each label warped by itself, as released, or all as the channels of one warp."""
+    moving, fixed = (F.one_hot(x[:, 0].long(), classes).movedim(-1, 1).contiguous() for x in (moving_labels, fixed_labels))
+    if at_once:
+        warped = fields.warp(moving.to(displacement.dtype), displacement)
+    else:
+        warped = torch.cat([fields.warp(moving[:, k : k + 1].to(displacement.dtype), displacement) for k in range(classes)], dim=1)
+    axes = tuple(range(2, warped.dim()))
+    overlap = (warped * fixed).sum(axes)
+    return 1 - (2 * overlap / ((warped * warped).sum(axes) + (fixed * fixed).sum(axes) + 1e-5)).mean()
+
+
+def flow(velocity: torch.Tensor) -> torch.Tensor:
+    """Euler steps of the map, each with a grid of its own: ``u <- u + v_t o (Id + u) / N``."""
+    u = torch.zeros_like(velocity[:, 0])
+    for k in range(velocity.shape[1]):
+        u = u + fields.warp(velocity[:, k], u, padding="border") / velocity.shape[1]
+    return u
+
+
+class Attention(WindowAttention):
+    """Scores, bias and mask as tensors of their own; the mask is made anew from the shape at every call."""
+
+    def forward(self, x):
+        tokens = to_windows(x, self.window)
+        batch, windows, volume, channels = tokens.shape
+        q, k, v = self.qkv(tokens).view(batch, windows, volume, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        scores = scores + self.relative_position_bias_table[self.index].permute(2, 0, 1)
+        if self.shifted:
+            scores = scores + shift_mask(x.shape[1:-1], self.window, x.device)
+        out = scores.softmax(-1) @ v
+        return from_windows(self.proj(out.transpose(2, 3).reshape(batch, windows, volume, channels)), self.window, x.shape[1:-1])
+
+
+def shift_mask(shape, window: tuple[int, ...], device=None) -> torch.Tensor:
+    """Additive mask (windows, 1, tokens, tokens) of a rolled volume: -100 between tokens of different regions."""
+    region = torch.zeros(1, *shape, 1, device=device)
+    cuts = [(slice(0, -w), slice(-w, -(w // 2)), slice(-(w // 2), None)) for w in window]
+    for number, where in enumerate(itertools.product(*cuts)):
+        region[(0, *where)] = number
+    region = to_windows(region, window)[0, :, :, 0]
+    return torch.where(region[:, None, :] != region[:, :, None], -100.0, 0.0)[:, None]
+
+
+class Norm(InstanceNorm):
+    """PyTorch's instance norm."""
+
+    def forward(self, x):
+        return F.instance_norm(x)
+
+
+class Velocity(TimeVaryingVelocity):
+    """A decoder that upsamples the features and concatenates the context at each step, and moves a displacement."""
+
+    def decode(self, features, moving, fixed):
+        moving_half, fixed_half = self.convention.halve(moving), self.convention.halve(fixed)
+        warped, u, velocities = moving_half, None, []
+        for context, block, head in zip(self.cs, self.up3s, self.reg_heads):
+            if u is not None:
+                warped = self.convention.warp(moving_half, u)
+            v = self.steps * head(block(features, context(torch.cat([warped, fixed_half], dim=1)))).float()
+            u = torch.zeros_like(v) if u is None else u
+            if self.method == "released":
+                u = released.advance(v / self.steps, u)
+            elif self.method == "euler":
+                u = u + fields.warp(v, u, padding="border") / self.steps
+            else:
+                raise ValueError(f"the literal decoder takes Euler steps or the released ones, not {self.method}")
+            velocities.append(v)
+        return self.convention.double(u, moving.shape[2:]), torch.stack(velocities, dim=1)
+
+
+def network(fast: nn.Module) -> nn.Module:
+    """A copy of a network, with its weights, that computes everything literally."""
+    slow = copy.deepcopy(fast)
+    for module in slow.modules():
+        if isinstance(module, nn.LeakyReLU):
+            module.inplace = False
+        for ours, theirs in ((WindowAttention, Attention), (InstanceNorm, Norm), (TimeVaryingVelocity, Velocity)):
+            if type(module) is ours:
+                module.__class__ = theirs
+    return slow

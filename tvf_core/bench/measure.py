@@ -1,0 +1,87 @@
+"""Time and memory of alternatives, side by side, and what the machine could do at best."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+
+def seconds(runs: dict[str, Callable], repeats: int, device: str, progress: bool = True, what: str = "") -> dict[str, float]:
+    """Median time of each: all once to warm up, then in turn, so that a slow moment of the machine hits all alike."""
+    times = {name: [] for name in runs}
+    for k in tqdm(range(repeats + 1), desc=what, disable=not progress, leave=False):
+        for name, run in runs.items():
+            _wait(device)
+            start = time.perf_counter()
+            run()
+            _wait(device)
+            if k:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def peak_bytes(run: Callable, device: str) -> int:
+    """Most memory that tensors made during a run held at one time, beyond what was there before.
+
+    On a processor from the allocator's own record of the run; libraries' private scratch is not in it.
+    """
+    if device == "cuda":
+        _wait(device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        _wait(device)
+        return torch.cuda.max_memory_allocated() - before
+    with _quiet(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@contextlib.contextmanager
+def _quiet():
+    """No notes of the profiler's library on the terminal: it writes to the process's error stream itself."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def rates(device: str) -> dict[str, float]:
+    """Bytes per second of a large copy (read and written) and float32 operations per second of a large product."""
+    source = torch.rand(32 * 2**20, device=device)
+    target = torch.empty_like(source)
+    a = torch.rand(4096, 4096, device=device)
+    times = seconds({"copy": lambda: target.copy_(source), "product": lambda: a @ a}, 5, device, progress=False)
+    return {"bytes_per_second": 2 * source.nbytes / times["copy"], "flops_per_second": 2 * 4096**3 / times["product"]}
+
+
+def largest_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Largest absolute difference of two lists of tensors, relative to the largest value of each expected one."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        if one is not None and other is not None:
+            scale = other.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+            worst = max(worst, float((one.double() - other.double()).abs().max() / scale))
+    return worst
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
