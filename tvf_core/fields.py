@@ -20,6 +20,11 @@ def at_least_float32(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def for_sums(device: torch.device) -> torch.dtype:
+    """Type for sums over a whole image: float64, which only Apple's GPUs do not know."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def identity_grid(shape, device=None, dtype=torch.float32) -> torch.Tensor:
     """Voxel coordinates of a grid, ``(1, D, *shape)``: component d counts along axis d."""
     axes = [torch.arange(s, device=device, dtype=dtype) for s in shape]

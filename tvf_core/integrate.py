@@ -62,19 +62,24 @@ def solve(v: Velocity, points: torch.Tensor, t0: float = 0.0, t1: float = 1.0, s
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     h = (t1 - t0) / steps
-
-    def run(x, first, last):  # halves, halves of halves, ...: each remembers only where it began
-        if last - first == 1:
-            return step(v, t0 + first * h, x, h)
-        middle = (first + last) // 2
-        x = checkpoint(run, x, first, middle, use_reentrant=False, preserve_rng_state=False)
-        return checkpoint(run, x, middle, last, use_reentrant=False, preserve_rng_state=False)
-
     if recompute:
-        return checkpoint(run, points, 0, steps, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(_halves, step, v, points, t0, h, 0, steps, use_reentrant=False, preserve_rng_state=False)
     for k in range(steps):
         points = step(v, t0 + k * h, points, h)
     return points
+
+
+def _halves(step, v: Velocity, x: torch.Tensor, t0: float, h: float, first: int, last: int) -> torch.Tensor:
+    """Steps number ``first`` to ``last`` as two halves, these as halves again: each remembers only where it began.
+
+    Not a function inside :func:`solve`: one that calls itself would be a reference cycle and keep the velocity's
+    whole graph in memory until Python's next garbage collection.
+    """
+    if last - first == 1:
+        return step(v, t0 + first * h, x, h)
+    middle = (first + last) // 2
+    x = checkpoint(_halves, step, v, x, t0, h, first, middle, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(_halves, step, v, x, t0, h, middle, last, use_reentrant=False, preserve_rng_state=False)
 
 
 def advance(velocity: torch.Tensor, points: torch.Tensor, duration: float, method: str = "euler") -> torch.Tensor:

@@ -5,15 +5,21 @@ label k, weighted by how near they are. Where all neighbours agree, that is 1 fo
 weights, and has no gradient: counting is enough. Only voxels between labels need their weights: label l of a
 neighbour of weight w adds ``w`` to the intersection if the fixed map has l too, and ``w p_l`` to the sum of
 squares.
+
+On CUDA counting uses atomic additions, whose order is not fixed: last digits may differ from run to run, as with
+any warp there.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
 import torch
 import torch.nn.functional as F
+
+from .fields import for_sums
 
 # Voxels worked on at once: it bounds the memory, and a processor's cache likes it small.
 CHUNK = {"cpu": 150_000, "cuda": 2_000_000}
@@ -37,7 +43,7 @@ def label_overlap(moving_labels: torch.Tensor, displacement: torch.Tensor, fixed
     _check_values(moving_labels, fixed_labels, classes)
     batch, shape = displacement.shape[0], displacement.shape[2:]
     seen = torch.empty(batch, *shape, dtype=_small(classes), device=displacement.device)
-    sums = torch.zeros(3, batch, classes, dtype=torch.float64, device=displacement.device)
+    sums = torch.zeros(3, batch, classes, dtype=for_sums(displacement.device), device=displacement.device)
     for k in range(batch):
         moving = _Neighbourhood(moving_labels[k, 0], classes)
         for rows in _chunks(displacement):
@@ -46,12 +52,14 @@ def label_overlap(moving_labels: torch.Tensor, displacement: torch.Tensor, fixed
             found = moving.agreement.index_select(0, moving.corner([place.floor() for place in places]))
             seen[k, rows] = found.view_as(seen[k, rows])
             # one count for both: even numbers where the fixed label is another one, odd where it is the same
-            counts = torch.bincount(2 * found.int() + (found == fixed), minlength=2 * (classes + 2)).view(-1, 2)[:classes]
+            counts = torch.bincount(2 * found.int() + (found == fixed), minlength=2 * (classes + 2))
+            counts = counts.view(-1, 2)[:classes]
             edge = (found == classes + 1).nonzero()[:, 0]
             labels, weights, _ = moving.neighbours([place[edge] for place in places])
             same = ((labels == fixed[edge]) * weights).sum(0)
             sums[0, k] += counts[:, 1] + _bincount(fixed[edge], same, classes)
-            sums[1, k] += counts.sum(1) + _bincount(labels.flatten(), (weights * _shares(labels, weights)).flatten(), classes)
+            squares = weights * _shares(labels, weights)
+            sums[1, k] += counts.sum(1) + _bincount(labels.flatten(), squares.flatten(), classes)
             sums[2, k] += torch.bincount(fixed.int(), minlength=classes)
     return sums, seen
 
@@ -67,9 +75,11 @@ def label_overlap_backward(slopes: torch.Tensor, moving_labels: torch.Tensor, di
         moving = _Neighbourhood(moving_labels[k, 0], classes)
         for rows in _chunks(displacement):
             edge = (seen[k, rows].flatten() == classes + 1).nonzero()[:, 0]
-            labels, weights, per_axis = moving.neighbours([p[edge] for p in _places(displacement[k, :, rows], rows.start, displacement.shape[2:])])
+            places = _places(displacement[k, :, rows], rows.start, displacement.shape[2:])
+            labels, weights, per_axis = moving.neighbours([place[edge] for place in places])
             fixed, index = fixed_labels[k, 0, rows].flatten()[edge], labels.int()
-            per_neighbour = in_common[k][index] * (labels == fixed) + 2 * in_square[k][index] * _shares(labels, weights)
+            per_neighbour = in_common[k][index] * (labels == fixed)
+            per_neighbour += 2 * in_square[k][index] * _shares(labels, weights)
             for axis, target in enumerate(gradient[k, :, rows]):
                 if displacement.shape[2 + axis] == 1:
                     continue
@@ -110,8 +120,9 @@ class _Neighbourhood:
         first = self.corner(floors)
         strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
         corners = _corners(len(places))
-        labels = torch.stack([self.padded.index_select(0, first + sum(map(math.prod, zip(c, strides)))) for c in corners])
-        weights = torch.stack([math.prod((w[step] for w, step in zip(per_axis[1:], c[1:])), start=per_axis[0][c[0]]) for c in corners])
+        away = [sum(step * stride for step, stride in zip(corner, strides)) for corner in corners]
+        labels = torch.stack([self.padded.index_select(0, first + a) for a in away])
+        weights = torch.stack([functools.reduce(torch.mul, (w[step] for w, step in zip(per_axis, c))) for c in corners])
         return labels, weights, per_axis
 
 
@@ -150,7 +161,7 @@ def _chunks(displacement: torch.Tensor):
 
 
 def _bincount(labels: torch.Tensor, weights: torch.Tensor, classes: int) -> torch.Tensor:
-    return torch.bincount(labels.int(), weights.double(), minlength=classes + 1)[:classes]
+    return torch.bincount(labels.int(), weights.to(for_sums(weights.device)), minlength=classes + 1)[:classes]
 
 
 def _small(classes: int) -> torch.dtype:
@@ -158,22 +169,18 @@ def _small(classes: int) -> torch.dtype:
 
 
 def _check_values(moving: torch.Tensor, fixed: torch.Tensor, classes: int) -> None:
-    """Labels must be in [0, classes). A GPU is not made to wait for the answer: there the assertion comes later."""
-    if moving.is_cuda:
-        for labels in (moving, fixed):
-            torch._assert_async(((labels >= 0) & (labels < classes)).all())
-        return
     for name, labels in (("moving_labels", moving), ("fixed_labels", fixed)):
-        if int(labels.min()) < 0:
-            raise ValueError(f"{name}: expected values >= 0, got {int(labels.min())}")
-        if int(labels.max()) >= classes:
-            raise ValueError(f"classes: labels reach {int(labels.max())}, so at least {int(labels.max()) + 1} classes are needed, got {classes}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0:
+            raise ValueError(f"{name}: expected values >= 0, got {low}")
+        if high >= classes:
+            raise ValueError(f"classes: labels reach {high}, so at least {high + 1} classes are needed, got {classes}")
 
 
 @label_overlap.register_fake
 def _(moving_labels, displacement, fixed_labels, classes):
     batch, shape = displacement.shape[0], displacement.shape[2:]
-    return (displacement.new_empty(3, batch, classes, dtype=torch.float64),
+    return (displacement.new_empty(3, batch, classes, dtype=for_sums(displacement.device)),
             displacement.new_empty(batch, *shape, dtype=_small(classes)))
 
 

@@ -7,7 +7,7 @@ enters the window and subtracts the one that leaves. The gradient is three more 
 correlation of each window depends on; it follows the planes at half a window's distance, so that nothing
 but the gradient itself is kept for the backward pass.
 
-All sums are float64: a variance is a small difference of large sums, and in float32 its rounding errors
+All sums are float64 (float32 on Apple's GPUs): a variance is a small difference of large sums, and in float32 its rounding errors
 on bright constant regions outweigh the true gradient elsewhere.
 """
 
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections import deque
 
 import torch
+
+from .fields import for_sums
 
 # Voxels of one batch of planes. A processor works in its cache; a GPU wants long vectors.
 CHUNK = {"cpu": 40_000, "cuda": 2_000_000}
@@ -38,7 +40,7 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int, eps: float, for_a: bool,
     """
     images = [image.movedim(1, 0) for image in (a, b)]  # (1, B, *S): the slot of axis 0 holds the maps below
     rank, radius = a.dim() - 2, window // 2
-    precise = torch.float32 if a.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
+    precise = for_sums(a.device)
     depth, plane = a.shape[2], a.shape[0] * a.shape[3:].numel()
     rows = min(depth, max(1, CHUNK.get(a.device.type, CHUNK["cuda"]) // plane))
     inside = (..., *[slice(radius, radius + s) for s in a.shape[3:]])

@@ -25,10 +25,12 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
 
     Notes
     -----
-    :mod:`tvf_core.lncc` says how it is computed. Sums are float64 whatever the images are, because the
-    variances are differences of nearly equal sums. First derivatives only.
+    :mod:`tvf_core.lncc` says how it is computed. Sums are float64 whatever the images are (float32 on
+    Apple's GPUs, which know no other), because the variances are differences of nearly equal sums. First derivatives only.
     """
     spatial_rank(a, "a")
+    if a.shape[1] != 1:
+        raise ValueError(f"a: expected one channel (batch, 1, *space), got shape {tuple(a.shape)}")
     if a.shape != b.shape:
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must have the same shape")
     if window < 3 or window % 2 == 0:
@@ -60,7 +62,7 @@ def soft_dice(moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_lab
     Notes
     -----
     Computed from the label maps themselves (:mod:`tvf_core.label_overlap`), equal to warping one channel per
-    class. On a GPU wrong label values are found by an assertion of the device, so that nothing waits.
+    class.
     """
     common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
     return 1 - (2 * common / (warped + fixed + eps)).mean().to(displacement.dtype)

@@ -157,7 +157,7 @@ class Stage(nn.Module):
 
     def __init__(self, config: SwinConfig, stage: int, drop_paths: list[float]):
         super().__init__()
-        channels, self.window = config.channels(stage), config.window
+        channels = config.channels(stage)
         self.blocks = nn.ModuleList(
             Block(channels, config.heads[stage], config.window, k % 2 == 1, config.mlp_ratio, p)
             for k, p in enumerate(drop_paths)
@@ -214,7 +214,8 @@ class Swin(nn.Module):
 def recompute_activations(network: nn.Module, on: bool = True) -> None:
     """Training in less memory: compute what is inside a transformer block or a time step again in the backward pass.
 
-    Only what passes between them is kept. Same values and gradients; about one more forward pass of time.
+    Of these only what passes between them is kept; the other layers keep what they kept. Same values and gradients,
+    for the time of at most one more forward pass.
     """
     for module in network.modules():
         if hasattr(module, "recompute"):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from . import checkpoints
@@ -46,7 +47,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         where there are labels, else SSIM); the best are kept.
     save_minutes : how often the resumable state is saved.
     precision : ``fp32``, ``bf16`` or ``fp16`` of the network's arithmetic; default what ``accelerate`` is set to, else
-        fp32. Fields, losses and weights stay float32.
+        fp32. Fields, losses and weights stay float32. Validation uses the same arithmetic, ``evaluate`` fp32.
     recompute : keep fewer activations for the backward pass (:func:`tvf_core.swin.recompute_activations`).
     out : folder for ``weights.safetensors``, ``weights.json`` (the card), ``history.jsonl`` and
         ``state.pt``; default ``runs/<data>/<method>``. An unfinished run found there is continued, a
@@ -56,13 +57,17 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     -------
     The run card: configuration, best validation score, seconds, versions.
     """
-    one_of(precision, ("", "fp32", "bf16", "fp16"), "precision")
+    if precision:
+        one_of(precision, ("fp32", "bf16", "fp16"), "precision")
     one_of(method, [name for name, m in METHODS.items() if m.build], "trainable method")
     steps = profile.steps if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     out = Path(out) if out else runs() / profile.data / method
+    AcceleratorState._reset_state()  # else the precision of an earlier training in this process would stay
     accelerator = Accelerator(mixed_precision={"fp32": "no", "": None}.get(precision, precision))
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision: fp16 needs a GPU; a processor knows fp32 and bf16")
     with accelerator.main_process_first():  # one process generates the embedded data, the others find it
         splits = {name: load(profile.data, name, profile.image_size or None, progress) for name in ("train", "val")}
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
@@ -89,6 +94,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         _same_settings(json.loads(state["recipe"]), recipe, out)
         plain.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
         begin, best, spent, history = state["step"], state["best"], state["seconds"], json.loads(state["history"])
         best_weights = state["best_weights"]
     else:
@@ -97,7 +104,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     def save_state(step):
         content = {"recipe": json.dumps(recipe), "network": plain.state_dict(), "optimizer": optimizer.state_dict(),
                    "step": step, "best": best, "best_weights": best_weights, "seconds": spent + time.time() - start,
-                   "history": json.dumps(history)}
+                   "history": json.dumps(history), "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
         with write_then_rename(state_file) as temporary:
             torch.save(content, temporary)
 

@@ -53,8 +53,8 @@ def conv(dim: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
 class InstanceNorm(nn.Module):
     """Every channel of every image to mean 0 and variance 1, without parameters.
 
-    On a processor as a group norm with one channel to a group: the same sums, two to three times as fast as
-    PyTorch's instance norm. On a GPU that kernel would keep only a few units busy.
+    Where there is no CUDA as a group norm with one channel to a group: the same sums, two to three times as fast on
+    a processor as PyTorch's instance norm. On CUDA that kernel would keep only a few units busy.
     """
 
     def forward(self, x):
@@ -96,7 +96,8 @@ def registration_head(dim: int, inputs: int = HEAD_CHANNELS) -> nn.Sequential:
 def predict(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Field of a registration head, float32 also under autocast: half precision would move voxels in steps."""
     with torch.autocast(x.device.type, enabled=False):
-        return head(x.to(at_least_float32(x)))
+        u = head(x.to(next(head.parameters()).dtype))
+        return u.to(at_least_float32(u))
 
 
 class TransMorphBackbone(nn.Module):

@@ -1,7 +1,7 @@
 """``tvf bench``: the hot operations in our form, the literal one and those of other packages, side by side.
 
 ``operations`` has the operations and their inputs, ``literal`` the slow forms that ours must equal, ``peers``
-those of other packages, ``measure`` the clock. Results are ratios within one run on one machine.
+those of other packages, ``measure`` the clock. Seconds are a machine's; compare them within one run only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ..card import run_card
 from ..checks import one_of
 from ..paths import write_json
 from . import measure, peers
-from .operations import OPERATIONS, Operation, Setting
+from .operations import OPERATIONS, Setting
 
 __all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "run"]
 
@@ -32,42 +33,45 @@ GROWTH = {
 }
 
 
-def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, forms: tuple[str, ...] = (), with_growth: bool = False,
-        out: Path | None = None, progress: bool = True) -> dict:
+def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, forms: tuple[str, ...] = (),
+        with_growth: bool = False, out: Path | None = None, progress: bool = True) -> dict:
     """Measure operations and give, and write, rows of ``{op, variant, seconds, peak_mb, max_rel_diff, ...}``.
 
     Parameters
     ----------
     operations : names of ``OPERATIONS``.
     setting : image size, labels, network, N, batch, device.
-    repeats : timed runs of each form, after one that warms up.
-    forms : only these variants; default all.
+    repeats : timed runs of each form, after one that warms up; 0 times that one.
+    forms : only these variants, where an operation has them; default all.
     with_growth : also how the cost grows with voxels, labels and N.
     out : JSON file to write.
 
     Returns
     -------
-    Device, versions, the machine's rates, ``rows``, and ``growth`` if it was asked for. Differences are those from the
-    literal form, where it is cheap in double precision, relative to the largest value; ``floor_seconds`` is the least time in which this machine can
-    move the operation's data or do its arithmetic.
+    Device, versions, the machine's rates, ``rows``, and ``growth`` if it was asked for. Differences are those from
+    the literal form (of local NCC, label Dice and flow in double precision), relative to the largest value.
+    ``floor_seconds`` is the least time in which this machine can move the operation's data or do its arithmetic in
+    single precision. A form for which the GPU's memory is too small has no numbers.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    if repeats < 0:
+        raise ValueError(f"repeats: expected at least 0, got {repeats}")
     if out is not None and out.suffix != ".json":
         raise ValueError(f"{out}: the output must be a file whose name ends in .json")
     for name in operations:
         one_of(name, OPERATIONS, "operation")
     start = time.time()
-    machine = measure.rates(setting.device)
-    rows = []
+    machine, rows = measure.rates(setting.device), []
     for name in operations:
         rows += compare(name, setting, repeats, forms, machine, progress)
-    result = {"device": _device(setting.device), "versions": {"python": platform.python_version(), "torch": torch.__version__, **peers.versions()},
-              "rates": machine, "rows": rows}
+    if not rows:
+        raise ValueError(f"none of these operations has a variant {' or '.join(map(repr, forms))}")
+    versions = {"python": platform.python_version(), "torch": torch.__version__, **peers.versions()}
+    result = {"device": _device(setting.device), "versions": versions, "rates": machine, "rows": rows}
     if with_growth:
         result["growth"] = growth(setting, repeats, progress)
-    settings = {"operations": operations, **asdict(setting), "repeats": repeats}
-    result["card"] = run_card(json.loads(json.dumps(settings)), time.time() - start, setting.device)
+    settings = {"operations": operations, **asdict(setting), "repeats": repeats, "forms": forms, "with_growth": with_growth}
+    result["card"] = run_card(settings, time.time() - start, setting.device)
+    result = json.loads(json.dumps(result))  # as it will be read: tuples are lists
     if out is not None:
         write_json(out, result)
     return result
@@ -77,21 +81,27 @@ def compare(name: str, setting: Setting, repeats: int = 5, forms: tuple[str, ...
             progress: bool = True, exact: bool = True) -> list[dict]:
     """Rows of one operation: one for each of its forms, or of those asked for.
 
-    ``exact=False`` compares no results. Without the form ``literal`` most operations have nothing to compare with,
-    without ``ours`` nothing whose arithmetic is counted; the rows then hold None.
+    ``exact=False`` compares no results. Without the form ``literal`` there is nothing to compare with, and without
+    ``ours`` nothing whose arithmetic is counted; the rows then hold None.
     """
     operation = OPERATIONS[name](setting)
-    chosen = _chosen(operation, forms, name)
+    chosen = {form: work for form, work in operation.forms.items() if not forms or form in forms}
     floor, differences = None, dict.fromkeys(chosen)
     if machine and "ours" in chosen:
         floor = max(operation.moved / machine["bytes_per_second"], operation.flops() / machine["flops_per_second"])
-    if exact and (operation.reference or "literal" in chosen):
-        expected = (operation.reference or operation.forms["literal"])()
-        differences = {form: measure.largest_difference(run(), expected) for form, run in chosen.items()}
-        del expected
-    seconds = measure.seconds(chosen, repeats, setting.device, progress, name)
-    return [{"op": name, "variant": form, "seconds": seconds[form], "peak_mb": measure.peak_bytes(run, setting.device) / 2**20,
-             "max_rel_diff": differences[form], "floor_seconds": floor, "shape": list(setting.shape)} for form, run in chosen.items()]
+    if exact and "literal" in chosen:
+        expected = _if_it_fits(operation.reference or operation.forms["literal"])
+        for form, work in chosen.items():
+            found = _if_it_fits(work)
+            if expected and found:
+                differences[form] = measure.largest_difference(found, expected)
+        del expected, found
+    fitting = {form: work for form, work in chosen.items() if setting.device == "cpu" or _if_it_fits(work)}
+    seconds = measure.seconds(fitting, repeats, setting.device, progress, name)
+    peaks = {form: measure.peak_bytes(work, setting.device) / 2**20 for form, work in fitting.items()}
+    return [{"op": name, "variant": form, "seconds": seconds.get(form), "peak_mb": peaks.get(form),
+             "max_rel_diff": differences[form], "floor_seconds": None if "16" in form else floor,
+             "shape": list(setting.shape)} for form in chosen]
 
 
 def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[dict]:
@@ -107,10 +117,12 @@ def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[di
     return rows
 
 
-def _chosen(operation: Operation, forms: tuple[str, ...], name: str) -> dict:
-    for form in forms:
-        one_of(form, operation.forms, f"variant of {name}")
-    return {form: run for form, run in operation.forms.items() if not forms or form in forms}
+def _if_it_fits(work: Callable) -> list[torch.Tensor] | None:
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
 
 
 def _device(device: str) -> str:

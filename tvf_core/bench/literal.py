@@ -55,7 +55,10 @@ def flow(velocity: torch.Tensor) -> torch.Tensor:
 
 
 class Attention(WindowAttention):
-    """Scores, bias and mask as tensors of their own; the mask is made anew from the shape at every call."""
+    """Scores, bias and mask as tensors of their own; the mask is made anew from the shape at every call.
+
+    (The released code makes it once for the blocks of a stage.)
+    """
 
     def forward(self, x):
         tokens = to_windows(x, self.window)
@@ -66,7 +69,8 @@ class Attention(WindowAttention):
         if self.shifted:
             scores = scores + shift_mask(x.shape[1:-1], self.window, x.device)
         out = scores.softmax(-1) @ v
-        return from_windows(self.proj(out.transpose(2, 3).reshape(batch, windows, volume, channels)), self.window, x.shape[1:-1])
+        out = self.proj(out.transpose(2, 3).reshape(batch, windows, volume, channels))
+        return from_windows(out, self.window, x.shape[1:-1])
 
 
 def shift_mask(shape, window: tuple[int, ...], device=None) -> torch.Tensor:
@@ -111,8 +115,6 @@ def network(fast: nn.Module) -> nn.Module:
     """A copy of a network, with its weights, that computes everything literally."""
     slow = copy.deepcopy(fast)
     for module in slow.modules():
-        if isinstance(module, nn.LeakyReLU):
-            module.inplace = False
         for ours, theirs in ((WindowAttention, Attention), (InstanceNorm, Norm), (TimeVaryingVelocity, Velocity)):
             if type(module) is ours:
                 module.__class__ = theirs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import math
 import os
 import statistics
 import sys
@@ -14,7 +16,10 @@ from tqdm import tqdm
 
 
 def seconds(runs: dict[str, Callable], repeats: int, device: str, progress: bool = True, what: str = "") -> dict[str, float]:
-    """Median time of each: all once to warm up, then in turn, so that a slow moment of the machine hits all alike."""
+    """Median time of each: all once to warm up, then in turn, so that a slow moment of the machine hits all alike.
+
+    With ``repeats=0`` the first run is the one that counts.
+    """
     times = {name: [] for name in runs}
     for k in tqdm(range(repeats + 1), desc=what, disable=not progress, leave=False):
         for name, run in runs.items():
@@ -22,7 +27,7 @@ def seconds(runs: dict[str, Callable], repeats: int, device: str, progress: bool
             start = time.perf_counter()
             run()
             _wait(device)
-            if k:
+            if k or not repeats:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(t) for name, t in times.items()}
 
@@ -30,8 +35,10 @@ def seconds(runs: dict[str, Callable], repeats: int, device: str, progress: bool
 def peak_bytes(run: Callable, device: str) -> int:
     """Most memory that tensors made during a run held at one time, beyond what was there before.
 
-    On a processor from the allocator's own record of the run; libraries' private scratch is not in it.
+    On a processor from the allocator's own record of the run; libraries' private scratch is not in it. On a GPU
+    the scratch of its convolutions is.
     """
+    gc.collect()  # what an earlier run left must not be freed during this one
     if device == "cuda":
         _wait(device)
         torch.cuda.reset_peak_memory_stats()
@@ -64,7 +71,11 @@ def _quiet():
 
 
 def rates(device: str) -> dict[str, float]:
-    """Bytes per second of a large copy (read and written) and float32 operations per second of a large product."""
+    """Bytes per second of a large copy (read and written) and operations per second of a large float32 product.
+
+    A GPU multiplies here as in its convolutions: in TF32 where PyTorch lets those use it, which is the default.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     source = torch.rand(32 * 2**20, device=device)
     target = torch.empty_like(source)
     a = torch.rand(4096, 4096, device=device)
@@ -74,12 +85,11 @@ def rates(device: str) -> dict[str, float]:
 
 def largest_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """Largest absolute difference of two lists of tensors, relative to the largest value of each expected one."""
-    worst = 0.0
+    differences = []
     for one, other in zip(found, expected, strict=True):
-        if one is not None and other is not None:
-            scale = other.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-            worst = max(worst, float((one.double() - other.double()).abs().max() / scale))
-    return worst
+        scale = other.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        differences.append(float((one.double() - other.double()).abs().max() / scale))
+    return next((d for d in differences if math.isnan(d)), max(differences))
 
 
 def _wait(device: str) -> None:

@@ -6,6 +6,7 @@ made up: a subject is a set of regions around random points, painted and blurred
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import fields, integrate, losses
 from ..checks import one_of
-from ..methods import METHODS, SIZES, Model, NetworkConfig, objective, swin_config
-from ..swin import Swin, WindowAttention, recompute_activations
+from ..methods import SIZES, Model, NetworkConfig, objective, swin_config
+from ..swin import WindowAttention, recompute_activations
 from . import literal, peers
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,6 +34,7 @@ class Setting:
     shape : voxels of the image.
     labels : classes, background among them.
     network, time_steps : size and N of TM-TVF, which takes Euler steps.
+    compiled : measure the forward pass compiled, too; on a processor that needs a C++ compiler and minutes.
     """
 
     shape: tuple[int, ...] = (96, 96, 128)
@@ -41,6 +43,7 @@ class Setting:
     time_steps: int = 8
     batch: int = 1
     device: str = "cpu"
+    compiled: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -61,8 +64,8 @@ class Operation:
 
     ``reference`` gives the tensors exactly, in double precision; without it the literal form is the reference.
     ``moved`` is the number of bytes of its inputs and results, ``arithmetic`` a form whose convolutions and
-    products are counted: whatever the algorithm, it cannot be faster than the machine moves the one and does
-    the other.
+    products are counted: the least time is that in which the machine moves the one or does the other, unless an
+    algorithm does with less arithmetic.
     """
 
     forms: dict[str, Callable[[], list[torch.Tensor]]]
@@ -122,10 +125,11 @@ def attention(s: Setting) -> Operation:
     slow.load_state_dict(ours.state_dict())
     slow.__class__ = literal.Attention
     tokens = [-(-n // 4) for n in s.shape]
-    x = torch.randn(s.batch, *[n + -n % w for n, w in zip(tokens, config.window)], config.embed, device=s.device, requires_grad=True)
+    padded = [n + -n % w for n, w in zip(tokens, config.window)]
+    x = torch.randn(s.batch, *padded, config.embed, device=s.device, requires_grad=True)
     forms = {"ours": _with_gradients(ours, x), "literal": _with_gradients(slow, x),
              **{name: _with_gradients(layer, x) for name, layer in peers.attention(ours).items()}}
-    return Operation(forms, arithmetic=forms["literal"])
+    return Operation(forms, arithmetic=forms["ours"])
 
 
 def decoder(s: Setting) -> Operation:
@@ -137,7 +141,8 @@ def decoder(s: Setting) -> Operation:
     def form(network):
         def run():
             u, _ = network.decode(features, *images)
-            return [u.detach(), *_gradients(u.square().mean(), [features, *_parameters(network, ("cs", "up3s", "reg_heads"))])]
+            weights = [p for part in (network.cs, network.up3s, network.reg_heads) for p in part.parameters()]
+            return [u.detach(), *_gradients(u.square().mean(), [features, *weights])]
         return run
 
     forms = {"ours": form(ours), "literal": form(slow)}
@@ -147,7 +152,8 @@ def decoder(s: Setting) -> Operation:
 def flow(s: Setting) -> Operation:
     """N Euler steps on the half grid, with the gradient for the velocity."""
     half = [-(-n // 2) for n in s.shape]
-    v = torch.stack([_displacement(replace(s, shape=tuple(half), seed=k)) for k in range(s.time_steps)], dim=1).requires_grad_()
+    v = [_displacement(replace(s, shape=tuple(half), seed=k)) for k in range(s.time_steps)]
+    v = torch.stack(v, dim=1).requires_grad_()
 
     def form(integrator):
         def run():
@@ -171,7 +177,14 @@ def forward(s: Setting) -> Operation:
                 return list(network(*images))
         return run
 
-    forms = {"ours": form(ours), "literal": form(slow), "ours, bf16": form(ours, "bf16")}
+    last = copy.deepcopy(ours)
+    for module in last.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.to(memory_format=torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d)
+    forms = {"ours": form(ours), "literal": form(slow), f"ours, {_half(s)}": form(ours, _half(s)),
+             "ours, channels-last weights": form(last)}
+    if s.compiled:
+        forms["ours, compiled"] = form(torch.compile(ours, dynamic=False))
     return Operation(forms, arithmetic=forms["ours"])
 
 
@@ -219,7 +232,7 @@ def train_step(s: Setting) -> Operation:
         return run
 
     forms = {"ours": form(ours, our_loss), "literal": form(slow, slow_loss), "ours, recomputing": form(ours, our_loss, recompute=True)}
-    half = "bf16" if s.device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    half = _half(s)
     forms[f"ours, {half}"] = form(ours, our_loss, half)
     forms[f"ours, {half}, recomputing"] = form(ours, our_loss, half, recompute=True)
     return Operation(forms, arithmetic=forms["ours"])
@@ -238,7 +251,8 @@ def _labels(s: Setting) -> list[torch.Tensor]:
     inside = (((voxels - shape / 2 + 0.5) / (0.42 * shape)) ** 2).sum(-1) < 1
     maps = []
     for _ in range(2):
-        nearest = spatial.cKDTree(centres + rng.normal(0, 0.01, centres.shape) * shape).query(voxels[inside], workers=-1)[1]
+        moved = centres + rng.normal(0, 0.01, centres.shape) * shape
+        nearest = spatial.cKDTree(moved).query(voxels[inside], workers=-1)[1]
         labels = np.zeros(s.shape, np.uint8 if s.labels < 256 else np.int32)
         labels[inside] = 1 + nearest
         maps.append(torch.from_numpy(labels)[None, None].expand(s.batch, 1, *s.shape).contiguous().to(s.device))
@@ -253,7 +267,8 @@ def _images(s: Setting) -> list[torch.Tensor]:
     images = []
     for labels in _labels(s):
         image = ndimage.gaussian_filter(values[labels[0, 0].cpu().numpy()], 1.0) + rng.normal(0, 0.02, s.shape)
-        images.append(torch.from_numpy(image.clip(0, 1).astype(np.float32))[None, None].repeat(s.batch, 1, *[1] * len(s.shape)).to(s.device))
+        image = torch.from_numpy(image.clip(0, 1).astype(np.float32))[None, None]
+        images.append(image.repeat(s.batch, 1, *[1] * len(s.shape)).to(s.device))
     return images
 
 
@@ -273,10 +288,6 @@ def _networks(s: Setting) -> tuple[nn.Module, nn.Module, list[torch.Tensor]]:
     return ours, literal.network(ours), _images(s)
 
 
-def _parameters(network: nn.Module, names: tuple[str, ...]) -> list[nn.Parameter]:
-    return [p for name in names for p in getattr(network, name).parameters()]
-
-
 def _with_gradients(layer: nn.Module, x: torch.Tensor) -> Callable:
     def run():
         y = layer(x)
@@ -290,6 +301,11 @@ def _gradients(value: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.T
     for t in tensors:
         t.grad = None
     return gradients
+
+
+def _half(s: Setting) -> str:
+    """Half precision that the device has units for."""
+    return "bf16" if s.device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _autocast(s: Setting, precision: str | None):

@@ -1,6 +1,8 @@
 """The same operations in other packages, where they are installed: neurite, MONAI and fused-lncc.
 
-Each is brought to our sign and signature; an empty answer means that the package is not here.
+Each is brought to our sign and signature; an empty answer means that the package is not here. MONAI's local
+correlation divides by the product of two bounded variances, not by their product plus epsilon: another function,
+compared for its cost.
 """
 
 from __future__ import annotations
