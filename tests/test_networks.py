@@ -1,5 +1,6 @@
 """Networks: published parameter counts, literal versions of their parts, and maps that their velocity explains."""
 
+import gc
 import itertools
 import math
 
@@ -639,3 +640,24 @@ def test_a_head_predicts_the_displacement_of_one_interval(smooth_image):
     result = model.register(*pair((33, 47), smooth_image))
     torch.testing.assert_close(result.velocity, torch.full_like(result.velocity, 4 * 0.25))
     torch.testing.assert_close(result.displacement, torch.full_like(result.displacement, 2 * 4 * 0.25), atol=1e-5, rtol=0)
+
+
+def test_a_recomputing_step_leaves_nothing_to_the_garbage_collector(smooth_image):
+    # A reference cycle would keep the recomputed graphs of all intervals alive: all that recomputing saves.
+    model = build("tm-tvf", 2, time_steps=3)
+    swin.recompute_activations(model.network.train())
+    moving, fixed = pair((40, 37), smooth_image)
+    gc.collect()
+    gc.disable()
+    try:
+        displacement, _ = model.network(moving, fixed)
+        displacement.square().mean().backward()
+        del displacement
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kept = [thing for thing in gc.garbage if isinstance(thing, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not kept

@@ -92,6 +92,29 @@ def test_a_state_of_other_settings_is_not_continued(toy_data, tmp_path, monkeypa
         run("tm", "toy2d", 2, tmp_path, seed=1)
 
 
+def test_each_training_has_its_own_precision_also_in_one_process(toy_data, tmp_path):
+    half = run("tm-tvf", "toy3d", 3, tmp_path / "half", precision="bf16", recompute=True)
+    single = run("tm-tvf", "toy3d", 3, tmp_path / "single")
+    assert (half["settings"]["precision"], single["settings"]["precision"]) == ("bf16", "no")
+    assert half["history"][0]["loss"] == pytest.approx(single["history"][0]["loss"], rel=0.02)
+    assert half["history"][0]["loss"] != single["history"][0]["loss"]
+    with pytest.raises(ValueError, match="other settings .precision"):
+        run("tm-tvf", "toy3d", 3, tmp_path / "half", precision="fp32")
+
+
+@pytest.mark.parametrize("precision, words", [("fp16", "needs a GPU"), ("half", "unknown precision 'half'; known: bf16")])
+def test_a_precision_that_cannot_be_had_is_refused(precision, words, toy_data, tmp_path):
+    if precision == "fp16" and torch.cuda.is_available():
+        pytest.skip("here is a GPU")
+    with pytest.raises(ValueError, match=words):
+        run("tm-tvf", "toy3d", 3, tmp_path, precision=precision)
+
+
+def test_recomputing_trains_the_same_weights(toy_data, tmp_path):
+    kept, recomputed = (run("tm-tvf", "toy3d", 3, tmp_path / str(on), recompute=on) for on in (False, True))
+    assert [r["loss"] for r in kept["history"]] == pytest.approx([r["loss"] for r in recomputed["history"]], rel=1e-5)
+
+
 def test_the_seed_decides_everything(toy_data, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "validate", lambda *args: 1.0)
     losses = [[r["loss"] for r in run("tm", "toy2d", 3, tmp_path / str(k), seed=seed)["history"]]

@@ -97,6 +97,7 @@ CALLS = {  # name: (call, error, words)
     "no trajectory": (lambda: Registration(ZERO, ZERO[:, :1]).trajectory(), ValueError, ["not a velocity"]),
     "no substeps": (lambda: integrate.flow(ZERO[:, None], substeps=0), ValueError, ["at least 1", "got 0"]),
     "velocity without time": (lambda: integrate.flow(ZERO), ValueError, ["velocity", "(1, 24, 20)"]),
+    "similarity of two channels": (lambda: losses.lncc(torch.rand(1, 2, 24, 20), torch.rand(1, 2, 24, 20)), ValueError, ["one channel", "(1, 2, 24, 20)"]),
     "similarity shapes": (lambda: losses.lncc(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "same shape"]),
     "mse shapes": (lambda: losses.mse(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "same shape"]),
     "even window": (lambda: losses.lncc(torch.rand(PLANE), torch.rand(PLANE), 8), ValueError, ["odd", "8"]),

@@ -171,7 +171,7 @@ def layer_shapes(network, moving: torch.Tensor, fixed: torch.Tensor) -> dict[str
     """Shapes ``(channels, *space)`` inside a TM-TVF network during one forward pass, for :func:`architecture`."""
     shapes, handles = {"pair": (2, *moving.shape[2:])}, []
     layers = {name: getattr(network.backbone, name) for name in ("up0", "up1", "up2")}
-    layers |= {"context": network.cs[0], "decoded": network.up3s[0], "velocity": network.reg_heads[0]}
+    layers |= {"context": network.cs[0], "decoded": network.up3s[0].conv2, "velocity": network.reg_heads[0]}
     for stage in range(4):
         layers[f"stage{stage}"] = network.backbone.transformer.get_submodule(f"norm{stage}")
     for name, layer in layers.items():
