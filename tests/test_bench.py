@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tvf_core import bench
-from tvf_core.bench import measure
+from tvf_core.bench import measure, operations
 
 SMALL = {2: bench.Setting(shape=(32, 27), labels=5, network="tiny", time_steps=2),
          3: bench.Setting(shape=(24, 21, 18), labels=5, network="tiny", time_steps=2)}
@@ -44,6 +44,16 @@ def test_the_benchmark_writes_rows_with_a_run_card(tmp_path):
 def test_a_form_can_be_measured_without_the_literal_one():
     [row] = bench.compare("train-step", SMALL[3], 1, ("ours, recomputing",), progress=False)
     assert row["variant"] == "ours, recomputing" and row["max_rel_diff"] is None and row["seconds"] > 0
+
+
+def test_without_the_memory_to_count_the_arithmetic_there_is_no_floor(monkeypatch):
+    def too_large():
+        raise torch.OutOfMemoryError
+
+    small = operations.Operation({"ours": lambda: [torch.ones(1)]}, arithmetic=too_large)
+    monkeypatch.setitem(bench.OPERATIONS, "lncc", lambda setting: small)
+    [row] = bench.compare("lncc", SMALL[3], 1, machine={"bytes_per_second": 1, "flops_per_second": 1}, progress=False)
+    assert row["floor_seconds"] is None and row["seconds"] > 0
 
 
 def test_growth_changes_one_setting_at_a_time(monkeypatch):

@@ -51,7 +51,7 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None
 def check_labels(labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels", values: bool = True) -> int:
     """Check a ``(B, 1, *S)`` integer label map (same space as ``like`` if given); give its D.
 
-    ``values=False`` leaves out what would make a GPU's queue wait: whether any value is negative.
+    ``values=False`` leaves out whether any value is negative, for a caller that looks at the values itself.
     """
     rank = spatial_rank(labels, name)
     if labels.is_floating_point() or labels.dtype == torch.bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from . import fields, losses, released
+from . import fields, losses
 from .baselines.voxelmorph import VoxelMorphBackbone
 from .checks import check_pair, check_points, one_of
 from .integrate import INTEGRATORS, check_integration, flow, trajectory, transport

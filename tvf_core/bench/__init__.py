@@ -87,8 +87,9 @@ def compare(name: str, setting: Setting, repeats: int = 5, forms: tuple[str, ...
     operation = OPERATIONS[name](setting)
     chosen = {form: work for form, work in operation.forms.items() if not forms or form in forms}
     floor, differences = None, dict.fromkeys(chosen)
-    if machine and "ours" in chosen:
-        floor = max(operation.moved / machine["bytes_per_second"], operation.flops() / machine["flops_per_second"])
+    flops = _if_it_fits(operation.flops) if machine and "ours" in chosen else None
+    if flops is not None:
+        floor = max(operation.moved / machine["bytes_per_second"], flops / machine["flops_per_second"])
     if exact and "literal" in chosen:
         expected = _if_it_fits(operation.reference or operation.forms["literal"])
         for form, work in chosen.items():
@@ -117,7 +118,8 @@ def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[di
     return rows
 
 
-def _if_it_fits(work: Callable) -> list[torch.Tensor] | None:
+def _if_it_fits(work: Callable):
+    """What ``work()`` gives, or None where the GPU's memory is too small for it."""
     try:
         return work()
     except torch.OutOfMemoryError:
