@@ -75,6 +75,21 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write("".join(lines))
 
 
+def lively(model, scale=0.05):
+    """Give the layers that predict fields, which start at nearly zero, weights that move something."""
+    torch.manual_seed(1)
+    last = [m for m in model.network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)) and m.out_channels == model.config.dim]
+    assert last
+    if not model.config.method.startswith(("tm", "vm-tvf")):  # without normalisation features are small
+        scale *= 10
+    for layer in last:
+        torch.nn.init.normal_(layer.weight, std=scale)
+        if layer.bias is not None:
+            torch.nn.init.normal_(layer.bias, std=scale)
+    model.network.eval()
+    return model
+
+
 @pytest.fixture
 def toy_data(monkeypatch):
     """Register three tiny data sets: ``toy2d``, ``toy3d`` (with labels) and ``toy_plain`` (2D, without).

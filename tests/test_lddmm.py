@@ -1,4 +1,4 @@
-"""LDDMM of one pair: its operator against the energy's stencil, and a registration that must succeed."""
+"""LDDMM of one pair: its operator against the energy's stencil, its scales, and registrations that must succeed."""
 
 import pytest
 import torch
@@ -6,6 +6,27 @@ import torch
 from tvf_core import fields, losses, metrics
 from tvf_core.baselines import lddmm
 from tvf_core.data import shapes
+
+
+def blobs(shape, shift, radius):
+    """Two images (1, 1, *shape) of one smooth object with ``moving(x + shift) = fixed(x)``, shift one number per axis."""
+    x, shift = fields.identity_grid(shape), torch.tensor(shift)
+    middle = (torch.tensor(shape) - 1) / 2
+
+    def image(centre):
+        distance = (x - centre.view(1, -1, *[1] * len(shape))) / radius
+        return (-distance.square().sum(1, keepdim=True) / 2).exp()
+
+    return image(middle + shift / 2), image(middle - shift / 2)
+
+
+def along(axis, step, dim):
+    return [step * (d == axis) for d in range(dim)]
+
+
+def displacement_at_the_blob(registration, fixed):
+    """Mean displacement, one number per axis, in the middle of the fixed blob."""
+    return registration.displacement[0][:, fixed[0, 0] > 0.7].mean(1)
 
 
 @pytest.mark.parametrize("shape", [(12, 9), (7, 6), (2, 5, 6), (5, 4, 7)], ids=str)
@@ -16,6 +37,26 @@ def test_smooth_inverts_the_operator_of_the_energy(shape, beta):
     v = lddmm.smooth(w, dim, alpha=0.3, gamma=0.2, beta=beta)
     energy = losses.lddmm_energy(v, alpha=0.3, gamma=0.2, beta=beta)
     assert energy.item() == pytest.approx(w.square().sum(2).mean().item(), rel=1e-10)
+    assert torch.allclose(losses.lddmm_operator(v[:, 0], alpha=0.3, gamma=0.2, beta=beta), w[:, 0], atol=1e-10)
+
+
+def test_smooth_is_symmetric_so_that_its_gradient_is_itself():
+    a, b = torch.randn(2, 1, 2, 3, 6, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = (lddmm.smooth(a, 3, 0.3, 0.2, 2) * b).sum()
+    assert first.item() == pytest.approx((a * lddmm.smooth(b, 3, 0.3, 0.2, 2)).sum().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (63, 49), (32, 40, 36), (33, 39, 35)], ids=str)
+def test_the_energy_of_one_velocity_is_the_same_at_every_scale(shape):
+    """The velocity is a cosine of the image grid's positions, sampled where each scale has its voxels."""
+    alpha, gamma, beta, energies, grid = 0.5, 0.05, 2, [], list(shape)
+    for scale in (1, 2):
+        x = scale * (fields.identity_grid(grid, dtype=torch.float64) + 0.5)  # from the image's edge, in its voxels
+        waves = torch.stack([torch.cos(torch.pi * x[0, d] / shape[d]) for d in range(len(shape))])
+        v = 3 * waves.prod(0).expand(1, 1, len(shape), *grid) / scale  # voxels of its own grid
+        energies.append(lddmm.energy(losses.lddmm_operator(v[0], alpha / scale**2, gamma, beta)[None], scale).item())
+        grid = [-(-s // 2) for s in grid]
+    assert energies[1] == pytest.approx(energies[0], rel=0.03 + 0.06 * (shape[0] % 2))
 
 
 def test_a_disc_becomes_a_c_without_folding_and_back():
@@ -30,3 +71,58 @@ def test_a_heavier_energy_gives_a_smaller_deformation():
     moving, fixed = shapes.disc_and_c(32)
     size = [lddmm.register(moving, fixed, weight=weight, iterations=25)[0].displacement.norm() for weight in (1e2, 1e9)]
     assert size[1] < 0.8 * size[0]
+
+
+@pytest.mark.parametrize("shape, scales", [((41, 36), (1,)), ((41, 36), (2, 1)), ((25, 28, 27), (4, 2))], ids=str)
+def test_a_translation_along_each_axis_comes_back(shape, scales):
+    for axis in range(len(shape)):
+        shift = along(axis, (-4.0, 6.0, 5.0)[axis], len(shape))
+        moving, fixed = blobs(shape, shift, radius=4.5)
+        result, _ = lddmm.register(moving, fixed, steps=4, iterations=15, scales=scales)
+        assert torch.allclose(displacement_at_the_blob(result, fixed), torch.tensor(shift), atol=0.5)
+        assert result.velocity.shape[3:] == (fixed if scales[-1] == 1 else fields.halve(fixed)).shape[2:]
+        error = fields.inverse_consistency_error(result.displacement, result.inverse())
+        assert error[(0, *[slice(6, -6)] * len(shape))].max() < 0.1  # further out, phi leaves the grid of its inverse
+
+
+@pytest.mark.parametrize("shape, radius", [((63, 49), 3.0), ((31, 27, 33), 2.0)], ids=str)
+def test_several_scales_find_a_larger_shift_than_one_with_as_many_evaluations(shape, radius):
+    """The objects lie four radii apart: on the finest grid alone, hardly anything tells them where to go,
+    and LBFGS stops in a wrong place when or before it has had as many iterations as the others evaluations."""
+    moving, fixed = blobs(shape, along(0, 4 * radius, len(shape)), radius)
+    several, history = lddmm.register(moving, fixed, steps=4, iterations=8, scales=(8, 4, 2), integrator="heun")
+    one, _ = lddmm.register(moving, fixed, steps=4, iterations=len(history), scales=(2,), integrator="heun")
+    before = losses.mse(moving, fixed)
+    assert losses.mse(several.warped, fixed) < 0.05 * before
+    assert losses.mse(one.warped, fixed) > 0.3 * before
+    assert displacement_at_the_blob(several, fixed)[0].item() == pytest.approx(4 * radius, rel=0.1)
+
+
+def test_the_history_says_which_scale_each_evaluation_belongs_to():
+    moving, fixed = blobs((20, 23), (2.0, 1.0), radius=3.0)
+    _, history = lddmm.register(moving, fixed, iterations=(2, 3, 1), scales=(8, 2, 1))
+    assert all(set(row) == {"scale", "mse", "energy"} for row in history)
+    order = [row["scale"] for row in history]
+    assert order == sorted(order, reverse=True) and set(order) == {8, 2, 1}
+
+
+@pytest.mark.parametrize("scales", [(), (4,), (8, 4), (3, 1), (0,), (2, 4, 1), (2, 2, 1), (2.5,), (-2, 1)], ids=str)
+def test_scales_that_make_no_pyramid_are_refused(scales):
+    moving, fixed = blobs((20, 23), (2.0, 1.0), radius=3.0)
+    with pytest.raises(ValueError, match="scales: expected falling powers of two that end in 1 or 2"):
+        lddmm.register(moving, fixed, scales=scales)
+
+
+def test_iterations_for_other_scales_are_refused():
+    moving, fixed = blobs((20, 23), (2.0, 1.0), radius=3.0)
+    with pytest.raises(ValueError, match="iterations: expected one number or one for each scale"):
+        lddmm.register(moving, fixed, scales=(2, 1), iterations=(5, 5, 5))
+
+
+@pytest.mark.parametrize("shape", [(40, 37), (26, 25, 28)], ids=str)
+def test_solve_uses_the_settings_of_the_tables(shape):
+    moving, fixed = blobs(shape, along(0, 3.0, len(shape)), radius=4.0)
+    result = lddmm.solve(moving, fixed)
+    assert result.integrator == lddmm.SETTINGS[len(shape)]["integrator"]
+    assert losses.mse(result.warped, fixed) < 0.02 * losses.mse(moving, fixed)
+    assert metrics.folding_percent(result.displacement) == 0

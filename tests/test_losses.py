@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch.library import opcheck
 
-from tvf_core import fields, losses, methods
+from tvf_core import fields, losses, metrics, objectives, released, transmorph
 
 lncc_module = importlib.import_module("tvf_core.lncc")
 overlap_module = importlib.import_module("tvf_core.label_overlap")
@@ -497,23 +497,75 @@ def test_gradients_of_the_label_terms_are_right():
             assert float(auto[where]) == pytest.approx(float(slope), abs=1e-4)
 
 
-@pytest.mark.parametrize("method", [name for name, entry in methods.METHODS.items() if entry.build])
-@pytest.mark.parametrize("shape", [(12, 13), (9, 10, 11)], ids=str)
-def test_objective_is_the_weighted_terms_and_drops_label_terms_without_labels(method, shape, smooth_velocity):
-    dim = len(shape)
+@pytest.mark.parametrize("shape", [(12, 13), (11, 12, 13)], ids=str)
+def test_standard_terms_are_weighted_and_label_terms_dropped_without_labels(shape, smooth_velocity):
     u, v = smooth_velocity(shape, steps=1)[:, 0], smooth_velocity(shape, seed=1)
     batch = {"moving": noise(shape, 0).float(), "fixed": noise(shape, 1).float(),
              "moving_labels": random_labels(shape, 4, 0), "fixed_labels": random_labels(shape, 4, 1)}
-    labels = (batch["moving_labels"], u, batch["fixed_labels"], 4)
-    entry = methods.METHODS[method]
-    warped = methods.fields.warp(batch["moving"], u)
-    value = {"lncc": losses.lncc(warped, batch["fixed"]), "mse": (warped - batch["fixed"]).square().mean(),
-             "dice": losses.soft_dice(*labels), "label_mse": losses.label_mse(*labels),
-             "diffusion": losses.diffusion(u)}
-    if entry.energy:
-        value["lddmm"] = losses.lddmm_energy(v, **entry.energy[dim])
-    terms = methods.objective(method, batch, u, v, classes=4)
-    assert set(terms) == set(entry.losses[dim])
-    for term, weight in entry.losses[dim].items():
-        torch.testing.assert_close(terms[term], weight * value[term])
-    assert set(methods.objective(method, batch, u, v)) == set(terms) - {"dice", "label_mse"}
+    constants = dict(alpha=0.02, gamma=0.03, beta=2)
+    weights = {term: 1.5 + k for k, term in enumerate(objectives.TERMS)}
+    for convention in (transmorph.STANDARD, transmorph.RELEASED):
+        sampled = released.sampled(u) if convention is transmorph.RELEASED else u
+        labels = (batch["moving_labels"], sampled, batch["fixed_labels"], 4)
+        warped = fields.warp(batch["moving"], sampled)
+        value = {"lncc": losses.lncc(warped, batch["fixed"]), "mse": (warped - batch["fixed"]).square().mean(),
+                 "ssim": torch.tensor(-metrics.ssim(warped, batch["fixed"])), "diffusion": losses.diffusion(u),
+                 "dice": losses.soft_dice(*labels), "label_mse": losses.label_mse(*labels),
+                 "velocity_diffusion": losses.diffusion(v[:, -1]), "lddmm": losses.lddmm_energy(v, **constants),
+                 "lddmm_released": released.lddmm_energy(v, alpha=0.02, gamma=0.03)}
+        assert set(value) == set(objectives.TERMS)
+        terms = objectives.standard_terms(weights, constants, batch, u, v, 4, convention)
+        assert list(terms) == list(weights)
+        for term, weight in weights.items():
+            torch.testing.assert_close(terms[term], weight * value[term], rtol=1e-4, atol=1e-5)
+    without = objectives.standard_terms(weights, constants, batch, u, v)
+    assert set(without) == set(terms) - {"dice", "label_mse"}
+
+
+def literal_pooled(image):
+    """Mean over the 3^D neighbours of every second voxel, those that exist."""
+    out = np.zeros([-(-s // 2) for s in image.shape])
+    for where in np.ndindex(*out.shape):
+        out[where] = image[tuple(slice(max(0, 2 * w - 1), 2 * w + 2) for w in where)].mean()
+    return out
+
+
+@pytest.mark.parametrize("shape", [(21, 24), (13, 12, 14)], ids=str)
+def test_multiscale_lncc_is_its_literal_pyramid(shape):
+    a, b = noise(shape, 0).double(), noise(shape, 1).double()
+    small = [torch.from_numpy(literal_pooled(x[0, 0].numpy()))[None, None] for x in (a, b)]
+    smaller = [torch.from_numpy(literal_pooled(x[0, 0].numpy()))[None, None] for x in small]
+    expected = losses.lncc(a, b, 7) + losses.lncc(*small, 5) / 2 + losses.lncc(*smaller, 3) / 4
+    torch.testing.assert_close(losses.multiscale_lncc(a, b), expected)
+    torch.testing.assert_close(losses.multiscale_lncc(a, b, (5, 3)), losses.lncc(a, b, 5) + losses.lncc(*small, 3) / 2)
+
+
+@pytest.mark.parametrize("shape", [(17, 22), (13, 12, 14)], ids=str)
+def test_ssim_loss_is_minus_the_metric_and_its_gradient_points_to_the_image(shape, smooth_image):
+    a, b = smooth_image(shape, seed=1), smooth_image(shape, seed=2)
+    both = losses.ssim(torch.cat([a, b]), torch.cat([b, b]))
+    assert float(both) == pytest.approx(-(metrics.ssim(a, b) + 1) / 2, abs=1e-5)
+    a = a.double().requires_grad_()
+    before = losses.ssim(a, b.double())
+    gradient = torch.autograd.grad(before, a)[0]
+    step = 1e-4 * torch.randn(a.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    slope = (losses.ssim(a + step, b.double()) - losses.ssim(a - step, b.double())) / 2
+    assert (gradient * step).sum().item() == pytest.approx(slope.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2, 4)], ids=str)
+def test_velocity_kl_is_that_of_two_gaussians(shape):
+    generator = torch.Generator().manual_seed(0)
+    mean, log_variance = (torch.randn(2, len(shape), *shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    places, prior = list(np.ndindex(*shape)), 7.0
+    precision = np.zeros((len(places), len(places)))
+    for i, p in enumerate(places):
+        for j, q in enumerate(places):
+            if sum(abs(a - b) for a, b in zip(p, q)) == 1:
+                precision[i, j] -= prior
+                precision[i, i] += prior
+    total = 0
+    for m, s in zip(mean.flatten(2).flatten(0, 1).numpy(), log_variance.flatten(2).flatten(0, 1).numpy()):
+        total += np.trace(precision @ np.diag(np.exp(s))) - s.sum() + m @ precision @ m  # the prior's own constant aside
+    expected = total / 2 / len(places) / 2  # per voxel and per pair of the batch
+    assert float(losses.velocity_kl(mean, log_variance, prior)) == pytest.approx(expected, rel=1e-12)

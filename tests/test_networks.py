@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from conftest import lively
 from tvf_core import fields, integrate, released, swin
 from tvf_core.baselines.voxelmorph import VoxelMorphBackbone
-from tvf_core.methods import (METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, Registration, objective,
-                              swin_config)
+from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, objective, swin_config
+from tvf_core.registration import Registration
 from tvf_core.swin import Swin, SwinConfig
 from tvf_core.transmorph import InstanceNorm, TransMorph
 from tvf_core.tvf import TimeVaryingVelocity
@@ -36,7 +37,7 @@ COUNTS = {  # (dim, what): tiny, small, base, large
 UNUSED_C2 = 27 * 2 * 16  # the released half-resolution TM holds a convolution that it never calls; ours does not
 
 # One per kind; the released rule, whose warp is not the identity at zero, has tests of its own.
-WITH_NETWORK = list({entry.build: name for name, entry in reversed(METHODS.items()) if entry.build}.values())
+WITH_NETWORK = [name for name, entry in METHODS.items() if entry.build and name not in ("tm-tvf-lddmm", "tm-tvf-released")]
 ODD_SIZES = [(33, 47), (20, 25, 18)]
 
 
@@ -205,17 +206,6 @@ def pair(shape, make, batch=1):
     return torch.cat(images[:batch]), torch.cat(images[batch:])
 
 
-def lively(model, scale=0.05):
-    """Give the registration heads, which start at nearly zero, weights that move something."""
-    torch.manual_seed(1)
-    heads = model.network.reg_heads if hasattr(model.network, "reg_heads") else [model.network.reg_head]
-    for head in heads:
-        nn.init.normal_(head[0].weight, std=scale)
-        nn.init.normal_(head[0].bias, std=scale)
-    model.network.eval()
-    return model
-
-
 def build(method, dim, **kwargs):
     torch.manual_seed(0)
     return Model(NetworkConfig(method, dim, **kwargs))
@@ -237,9 +227,10 @@ def test_untrained_methods_start_near_the_identity_at_any_size(method, shape, sm
 @pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
 def test_warped_is_the_moving_image_under_the_displacement(method, shape, smooth_image):
     moving, fixed = pair(shape, smooth_image)
-    result = lively(build(method, len(shape), time_steps=3)).register(moving, fixed)
+    model = lively(build(method, len(shape), time_steps=3))
+    result = model.register(moving, fixed)
     assert result.displacement.abs().max() > 0.1
-    torch.testing.assert_close(result.warped, fields.warp(moving, result.displacement))
+    torch.testing.assert_close(result.warped, fields.warp(moving, result.displacement, padding=model.network.convention.padding))
 
 
 @pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
@@ -338,7 +329,7 @@ def test_gradients_reach_every_parameter(method, shape, smooth_image):
     displacement, _ = network(*pair(shape, smooth_image))
     (displacement * torch.randn(displacement.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not dead
+    assert not [name for name in dead if "flow_sigma" not in name]  # the variance of VM-diff reaches its loss alone
 
 
 @pytest.mark.parametrize("shape", [(15, 18), (5, 8, 7)], ids=str)
@@ -480,9 +471,10 @@ def test_a_whole_training_step_compiles_without_a_graph_break(shape, backend, sm
     names, parameters = zip(*network.named_parameters())
     batch = {"moving": moving, "fixed": fixed, "moving_labels": (4 * moving).int(), "fixed_labels": (4 * fixed).int()}
 
+    whole = objective(NetworkConfig("tm-tvf", len(shape)), network, 5)
+
     def loss(batch):
-        displacement, velocity = network(batch["moving"], batch["fixed"])
-        return sum(objective("tm-tvf", batch, displacement, velocity, 5).values())
+        return sum(whole(batch).values())
 
     results = []
     for step in (loss, torch.compile(loss, fullgraph=True, backend=backend, dynamic=False)):

@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tvf_core import checkpoints, data, evaluate, metrics, released, train
-from tvf_core.methods import METHODS, Model, NetworkConfig, objective
+from conftest import lively
+from tvf_core import checkpoints, data, evaluate, metrics, train
+from tvf_core.methods import METHODS, Model, NetworkConfig
+from tvf_core.objectives import standard_terms
 from tvf_core.profiles import Profile
+from tvf_core.transmorph import RELEASED, STANDARD
 
 TRAINABLE = [name for name, entry in METHODS.items() if entry.build]
 
@@ -28,7 +31,8 @@ def test_training_on_one_pair_learns_it(method, name, toy_data, tmp_path, monkey
     monkeypatch.setattr(train, "validate", lambda *args: 1.0)
     card = run(method, name, 30 if name == "toy2d" else 12, tmp_path)
     losses = [record["loss"] for record in card["history"]]
-    assert np.mean(losses[-3:]) < losses[0] - 0.1 * abs(losses[0])
+    gain = 0.04 if method == "cyclemorph" else 0.1  # half of its loss is there from the start: images like themselves
+    assert np.mean(losses[-3:]) < losses[0] - gain * abs(losses[0])
     for record in card["history"]:
         parts = [value for key, value in record.items() if key not in ("step", "loss", "validation")]
         assert record["loss"] == pytest.approx(sum(parts), rel=1e-4, abs=1e-6)
@@ -41,8 +45,8 @@ def test_the_released_method_trains_with_the_released_warp(toy_data, tmp_path):
     seen = {}
     for method in ("tm-tvf", "tm-tvf-released"):
         first = run(method, "toy2d", 1, tmp_path / method)["history"][0]
-        sampled = released.sampled(nothing) if method == "tm-tvf-released" else nothing
-        expected = objective(method, batch, nothing, None, part.classes, sampled)
+        convention = RELEASED if method == "tm-tvf-released" else STANDARD
+        expected = standard_terms(METHODS[method].weights(2), {}, batch, nothing, None, part.classes, convention)
         seen[method] = first["lncc"]
         for term in ("lncc", "dice"):
             if term in expected:
@@ -172,17 +176,8 @@ def test_a_stacked_batch_holds_each_pair_in_its_order(toy_data):
     for row, (moving, fixed) in enumerate([(0, 1), (3, 2)]):
         for key, value in part.take(moving, fixed).items():
             assert torch.equal(batch[key][row], value)
-    assert objective("tm", batch, torch.zeros(2, 2, 32, 29), None, part.classes).keys() == {"lncc", "diffusion"} | (
-        {"dice"} & METHODS["tm"].losses[2].keys())
-
-
-def wild(config):
-    torch.manual_seed(0)
-    model = Model(config)
-    heads = getattr(model.network, "reg_heads", None) or [model.network.reg_head]
-    for head in heads:
-        torch.nn.init.normal_(head[0].weight, std=0.05)
-    return model
+    terms = standard_terms(METHODS["tm"].weights(2), {}, batch, torch.zeros(2, 2, 32, 29), None, part.classes)
+    assert terms.keys() == {"lncc", "diffusion"}
 
 
 @pytest.mark.parametrize("method", TRAINABLE)
@@ -190,21 +185,25 @@ def wild(config):
 def test_stored_weights_register_as_before(method, name, toy_data, tmp_path):
     part = data.load(name, "test")
     config = NetworkConfig(method, part.dim, time_steps=3, integrator="heun")
-    model = wild(config)
+    model = lively(Model(config))
     checkpoints.save(tmp_path / "w.safetensors", model.network.state_dict(), config)
     stored = checkpoints.load(tmp_path / "w.safetensors")
     assert stored.config == config
     pair = part.batch([0])
     before, after = (m.register(pair["moving"], pair["fixed"]).displacement for m in (model, stored))
     assert before.abs().max() > 0.2
-    torch.testing.assert_close(after, before, atol=0.02, rtol=0)
+    assert torch.equal(after, before)
+    checkpoints.save(tmp_path / "c.safetensors", model.network.state_dict(), config, compact=True)
+    assert (tmp_path / "c.safetensors").stat().st_size < 0.5 * (tmp_path / "w.safetensors").stat().st_size
+    compact = checkpoints.load(tmp_path / "c.safetensors").register(pair["moving"], pair["fixed"]).displacement
+    assert 0 < (compact - before).norm() < 0.1 * before.norm()
 
 
 @pytest.fixture
 def evaluated(toy_data, tmp_path):
     config = NetworkConfig("tm-tvf", 2, time_steps=2)
     weights = tmp_path / "w.safetensors"
-    checkpoints.save(weights, wild(config).network.state_dict(), config)
+    checkpoints.save(weights, lively(Model(config)).network.state_dict(), config)
 
     def go(**kwargs):
         return evaluate.evaluate("tm-tvf", "toy2d", **dict(weights=weights, out=tmp_path, progress=False) | kwargs)

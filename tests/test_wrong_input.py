@@ -11,7 +11,8 @@ import yaml
 from safetensors.torch import save_file
 
 from tvf_core import checkpoints, cli, data, evaluate, fields, integrate, losses, metrics, profiles, train
-from tvf_core.methods import Model, NetworkConfig, Registration
+from tvf_core.methods import Model, NetworkConfig, objective
+from tvf_core.registration import Registration
 from tvf_core.profiles import Profile
 
 PLANE, SOLID = (1, 1, 24, 20), (1, 1, 20, 18, 17)
@@ -92,6 +93,18 @@ CALLS = {  # name: (call, error, words)
     "integrator of a field": (lambda: Model(NetworkConfig("tm", 2)).register(ZERO[:, :1], ZERO[:, :1], "euler"), ValueError, ["no velocity"]),
     "integration before the network runs": (lambda: Model(NetworkConfig("tm-tvf", 2)).register(ZERO[:, :1], ZERO[:, :1], substeps=0),
                                             ValueError, ["at least 1", "0"]),
+    "squaring of a path": (lambda: integrate.flow(ZERO[:, None].expand(-1, 3, -1, -1, -1), "squaring"), ValueError, ["does not change", "3 time steps"]),
+    "squaring substeps": (lambda: integrate.flow(ZERO[:, None], "squaring", 2), ValueError, ["squaring", "no sub-steps"]),
+    "squaring of TM-TVF": (lambda: Model(NetworkConfig("tm-tvf", 2, integrator="squaring")), ValueError, ["squaring", "rk4"]),
+    "dimension of a method": (lambda: NetworkConfig("convexadam", 2), ValueError, ["convexadam", "3D only", "2D"]),
+    "weights without a network": (lambda: evaluate.evaluate("identity", "toy2d", weights="w.safetensors"), ValueError, ["identity", "no weights"]),
+    "integrator of a solver": (lambda: Model(NetworkConfig("lddmm", 2)).register(ZERO[:, :1], ZERO[:, :1], "euler"), ValueError, ["integrator"]),
+    "loss term": (lambda: train.train("tm", Profile("toy2d"), losses={"lnnc": 1.0}), ValueError, ["lnnc", "lncc", "ssim"]),
+    "no loss term": (lambda: train.train("tm", Profile("toy2d"), losses={}), ValueError, ["at least one term"]),
+    "loss of a velocity": (lambda: train.train("tm", Profile("toy2d"), losses={"lddmm": 1.0}), ValueError, ["lddmm", "velocity"]),
+    "loss of its own kind": (lambda: train.train("lapirn", Profile("toy2d"), losses={"lncc": 1.0}), ValueError, ["lapirn", "own kind"]),
+    "LapIRN size": (lambda: Model(NetworkConfig("lapirn", 2)).register(torch.rand(1, 1, 8, 20), torch.rand(1, 1, 8, 20)), ValueError, ["(8, 20)", "9 voxels"]),
+    "ssim size": (lambda: losses.ssim(torch.rand(1, 1, 10, 20), torch.rand(1, 1, 10, 20)), ValueError, ["11 voxels", "(10, 20)"]),
     "size of the U-Net": (lambda: NetworkConfig("vm-tvf", 2, "giant"), ValueError, ["giant", "demo"]),
     "head": (lambda: NetworkConfig("tm", 2, head="third"), ValueError, ["third", "half"]),
     "no trajectory": (lambda: Registration(ZERO, ZERO[:, :1]).trajectory(), ValueError, ["not a velocity"]),

@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .methods import PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, swin_config
+from .checks import one_of
+from .methods import METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, swin_config
 from .paths import WEIGHTS, write_then_rename
 from .swin import relative_position_index
 
-HALF_ABOVE = 20_000  # larger tensors are stored as float16: half the size, and the small heads stay exact
+COMPACT_ABOVE = 2_000  # in compact files larger tensors have 8 bits a number; the small heads stay exact
+SCALE = ":scale"       # ends the name of the largest absolute value, over 127, of each row of such a tensor
+# Released baselines: an entry that only they have -> method, and how their names become ours.
+BASELINES = {
+    "unet_model.downarm.0.main.weight": ("vm-2", (
+        (r"^unet_model\.downarm\.(\d)\.main", r"backbone.down.\1.0"), (r"^unet_model\.uparm\.([012])\.main", r"backbone.up.\1.0"),
+        (r"^unet_model\.uparm\.3\.main", "up3.0"), (r"^unet_model\.extras\.(\d)\.main", r"full.\1.0"))),
+    "flow_sigma.weight": ("vm-diff", ((r"^(\w+coders\.\d)\.conv", r"\1.0"),)),
+    "model.inconv.block.block.0.weight": ("cyclemorph", (
+        (r"^model\.inconv\.block\.block", "down.0"), (r"^model\.downconv(\d)\.block\.block", r"down.\1"),
+        (r"^model\.keepblock\.block", "keep"), (r"^model\.outconv\.upconv", "flow"),
+        *[(rf"^model\.upconv{k + 1}\.upconv", f"up.{k}") for k in range(4)],
+        *[(rf"^model\.upconv{k + 1}\.block\.block", f"joined.{k}") for k in range(4)])),
+    "model_lvl2.model_lvl1.down_conv.weight": ("lapirn", (
+        (r"^model_lvl2\.model_lvl1\.", "levels.0."), (r"^model_lvl2\.", "levels.1."), (r"^(?!levels\.)", "levels.2."),
+        ("input_encoder_lvl1", "encoder"), ("down_conv", "down"), ("output_lvl1", "output"),
+        *[(rf"resblock_group_lvl1\.{2 * k}\.", f"blocks.{k}.") for k in range(5)])),
+}
 _scalar = np.float64(0).__reduce__()[0]  # what a pickled NumPy number calls
 NUMPY_NUMBERS = [
     (_scalar, "numpy._core.multiarray.scalar"), (_scalar, "numpy.core.multiarray.scalar"),  # its names since and before NumPy 2
@@ -31,9 +49,20 @@ NUMPY_NUMBERS = [
 ]
 
 
-def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, half: bool = True) -> None:
-    """Write a network's weights and configuration to a ``.safetensors`` file; ``half=False`` keeps every bit."""
-    tensors = {k: (t.half() if half and t.numel() > HALF_ABOVE else t).contiguous().cpu() for k, t in state.items()}
+def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, compact: bool = False) -> None:
+    """Write a network's weights and configuration to a ``.safetensors`` file.
+
+    ``compact`` rounds the numbers of large tensors to 8 bits of the largest in their row (output channel): a quarter
+    of the size, and scores that change in the fourth digit. The weights that come with the book are stored so.
+    """
+    tensors = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if compact and tensor.numel() > COMPACT_ABOVE:
+            scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-30) / 127
+            tensors[name + SCALE] = scale
+            tensor = (tensor / _per_row(scale, tensor)).round().to(torch.int8)
+        tensors[name] = tensor
     with write_then_rename(Path(path)) as temporary:
         try:
             save_file(tensors, temporary, metadata={"network": json.dumps(asdict(config))})
@@ -42,14 +71,18 @@ def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, half
         temporary.chmod(0o644)  # safetensors lets only the owner read
 
 
-def load(path: Path, window: tuple[int, ...] | None = None) -> Model:
-    """Rebuild a model from a ``.safetensors`` file of :func:`save`, or from a checkpoint of the released code.
+def load(path: Path, window: tuple[int, ...] | None = None, method: str = "") -> Model:
+    """Rebuild a model from a ``.safetensors`` file of :func:`save`, or from a checkpoint of released code.
 
     Parameters
     ----------
     path : any name that does not end in ``.safetensors`` is read as a released checkpoint (``.pth.tar``
-        or a bare state dict) and follows the released rules: ``config.integrator == "released"``.
-    window : attention window of a released checkpoint, where the file leaves it open.
+        or a bare state dict). TM and TM-TVF (Chen et al.) and the TransMorph repository's VM-diff then follow the
+        released rules: ``config.integrator == "released"``. VM-2 and CycleMorph (same repository) and LapIRN (its
+        authors) need none.
+    window : attention window of a released TM or TM-TVF, where the file leaves it open.
+    method : what a released checkpoint is, where its layers leave it open: ``lapirn`` (the default) or
+        ``lapirn-diff``; ``tm-tvf`` or ``tm-tvf-lddmm``.
 
     Raises
     ------
@@ -64,13 +97,16 @@ def load(path: Path, window: tuple[int, ...] | None = None) -> Model:
         hint = "; train them with: tvf train --help" if path.suffix == ".safetensors" else ""
         raise FileNotFoundError(f"no weights at {path}{hint}")
     if path.suffix != ".safetensors":
-        return _from_released(path, window)
-    if window is not None:
-        raise ValueError(f"window: {path.name} knows its own; it is for released checkpoints only")
+        return _from_released(path, window, method)
+    if window is not None or method:
+        raise ValueError(f"{path.name} knows its own window and method; they are for released checkpoints only")
     try:
         with safe_open(path, "pt") as file:
             config = NetworkConfig(**json.loads((file.metadata() or {})["network"]))
             state = {key: file.get_tensor(key).float() for key in file.keys()}
+        for name in [name for name in state if name.endswith(SCALE)]:
+            scale, tensor = state.pop(name), state[name.removesuffix(SCALE)]
+            tensor *= _per_row(scale, tensor)
         model = Model(config)
         model.network.load_state_dict(state)
     except Exception as error:  # a file can be wrong in many ways
@@ -112,16 +148,32 @@ def released_config(state: dict[str, torch.Tensor], window: tuple[int, ...] | No
     return next((c for c in named if swin_config(c) == swin_config(custom)), custom)
 
 
-def _from_released(path: Path, window: tuple[int, ...] | None) -> Model:
+def _from_released(path: Path, window: tuple[int, ...] | None, method: str) -> Model:
     state = _read_pickle(path)
     try:
-        config = released_config(state, window)
+        baseline = next((names for mark, names in BASELINES.items() if mark in state), None)
+        config = _baseline_config(state, baseline[0]) if baseline else released_config(state, window)
+        if baseline and window is not None:
+            raise ValueError(f"{config.method} has no attention window")
+        if method and METHODS[one_of(method, METHODS, "method")].build is not METHODS[config.method].build:
+            raise ValueError(f"it holds a network of {config.method}, not of {method}")
+        if method:
+            config = replace(config, method=method)
         model = Model(config)
-        model.network.load_state_dict(_renamed(state, config, model.network.state_dict()))
+        model.network.load_state_dict(_renamed(state, config, model.network.state_dict(), baseline[1] if baseline else ()))
     except Exception as error:  # tensors of absurd shapes end in errors of every kind
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path.name} is not a TransMorph or TM-TVF checkpoint that can be used: {reason}") from None
+        raise ValueError(f"{path.name} is not a released checkpoint that can be used: {reason}") from None
     return model
+
+
+def _baseline_config(state: dict[str, torch.Tensor], method: str) -> NetworkConfig:
+    """Configuration of a released VM-2, VM-diff, CycleMorph or LapIRN."""
+    first = next(tensor for tensor in state.values() if tensor.dim() > 3)
+    rest = {"integrator": "released"} if method == "vm-diff" else {}
+    if method == "lapirn":
+        rest["size"] = {"start": _entry(state, "down_conv.weight", 4, 5).shape[0] // 4}
+    return NetworkConfig(method, first.dim() - 2, **rest)
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
@@ -143,12 +195,18 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel adds "module."
 
 
-def _renamed(state: dict[str, torch.Tensor], config: NetworkConfig, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _renamed(state: dict[str, torch.Tensor], config: NetworkConfig, ours: dict[str, torch.Tensor],
+             names: tuple[tuple[str, str], ...]) -> dict[str, torch.Tensor]:
     """Released entries under our names, without buffers; ValueError names what is missing, unexpected or misshapen."""
     unused = ("c2.",) if (config.method, config.head) == ("tm", "half") else ()  # stored, but never called
     shared = ("transformer.", "up0.", "up1.", "up2.")
-    found = {("backbone." if name.startswith(shared) else "") + name: tensor.float() for name, tensor in state.items()
-             if not name.endswith((".grid", ".relative_position_index")) and not name.startswith(unused)}
+    found = {}
+    for name, tensor in state.items():
+        if not name.endswith((".grid", ".relative_position_index")) and not name.startswith(unused):
+            name = ("backbone." if name.startswith(shared) else "") + name
+            for theirs, our in names:
+                name = re.sub(theirs, our, name)
+            found[name] = tensor.float()
     problems = {
         "missing": [name for name in ours if name not in found],
         "unexpected": [name for name in found if name not in ours],
@@ -195,6 +253,10 @@ def _entry(state: dict, name: str, *axes: int) -> torch.Tensor:
 def _numbered(state: dict, pattern: str) -> int:
     """One more than the highest number that the pattern's group finds at the beginning of names; 0 if none."""
     return 1 + max((int(m[1]) for name in state if (m := re.match(pattern, name))), default=-1)
+
+
+def _per_row(scale: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return scale.view(-1, *[1] * (tensor.dim() - 1))
 
 
 def _few(names: list[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,7 @@ from . import profiles, tables
 from . import train as training
 from .checks import one_of
 from .data import load
-from .methods import METHODS, Model, NetworkConfig
+from .methods import METHODS, SIZES, available
 from .paths import RESULTS, ROOT, runs, write_then_rename
 
 app = SubcommandApp()
@@ -28,20 +27,20 @@ README_PAIR = 30
 
 
 @app.command
-def methods() -> None:
-    """List the methods: field they predict, inverse, parameters of the demo network, source."""
-    print(f"{'name':16} {'title':22} {'field':22} {'inverse':26} {'2D':>9} {'3D':>9}  source")
-    for name, m in METHODS.items():
-        counts = ["-", "-"]
-        if m.build:
-            networks = [Model(NetworkConfig(name, dim)).network for dim in (2, 3)]
-            counts = [f"{sum(p.numel() for p in n.parameters()):,}" for n in networks]
-        print(f"{name:16} {m.title:22} {m.field:22} {m.inverse:26} {counts[0]:>9} {counts[1]:>9}  {m.source}")
+def methods(size: str = "demo", sources: bool = False) -> None:
+    """List the methods: dimensions, parameters, field they predict, inverse, losses, whose code, source.
+
+    Args:
+        size: of the networks whose parameters are counted: demo, tiny, small, base, large or huge.
+        sources: list instead every number of their training, with where it is from.
+    """
+    one_of(size, SIZES, "network size")
+    print(tables.plain(*(tables.sources() if sources else tables.methods(size))))
 
 
 @app.command
-def train(method: str, profile: str, steps: int = 0, seed: int = 0, precision: str = "", recompute: bool = False,
-          out: Path | None = None) -> None:
+def train(method: str, profile: str, steps: int = 0, seed: int = 0, losses: dict[str, float] | None = None, precision: str = "",
+          recompute: bool = False, out: Path | None = None) -> None:
     """Train a method; continues by itself if it was stopped.
 
     Args:
@@ -49,11 +48,13 @@ def train(method: str, profile: str, steps: int = 0, seed: int = 0, precision: s
         profile: a name in notebooks/profiles, or the path of a YAML file.
         steps: optimiser steps; 0 takes the profile's.
         seed: of weights, pair order and stochastic depth.
+        losses: terms and weights instead of the method's own, e.g. ssim 1 diffusion 1; see `tvf methods --sources`.
         precision: fp32, bf16 or fp16 for the network; default what accelerate is set to, else fp32.
         recompute: keep fewer activations, in less memory and somewhat more time.
         out: folder for weights, history and card; default runs/<data>/<method>.
     """
-    card = training.train(method, profiles.read(profile), steps=steps or None, seed=seed, precision=precision, recompute=recompute, out=out)
+    card = training.train(method, profiles.read(profile), steps=steps or None, seed=seed,
+                          losses=losses, precision=precision, recompute=recompute, out=out)
     best = card["validation"]
     print(f"{card['weights']}: validation {best['metric']} {best['score']:.4f} in {card['seconds']:.0f} s")
 
@@ -81,26 +82,23 @@ def convert(released: Positional[Annotated[Path, tyro.conf.arg(metavar="RELEASED
     """Read a checkpoint of the released TransMorph code safely and write it as .safetensors.
 
     Args:
-        released: a released .pth.tar file or a bare state dict of TM or TM-TVF.
+        released: a released .pth.tar file or a bare state dict of TM, TM-TVF, VM-2, VM-diff, CycleMorph or LapIRN.
         out: .safetensors file to write; every bit of the weights is kept.
-        method: what it is, if not the plain tm or tm-tvf that its layers tell, e.g. tm-tvf-lddmm.
+        method: what it is, where its layers leave it open: tm-tvf-lddmm, lapirn-diff.
         window: attention window, where the file leaves it open; you are told.
     """
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"{out}: the output must be a file whose name ends in .safetensors")
     if released.suffix == ".safetensors":
         raise ValueError(f"{released} is a .safetensors file already")
-    model = checkpoints.load(released, window or None)
-    config = model.config
-    if method:
-        if METHODS[one_of(method, METHODS, "method")].build is not METHODS[config.method].build:
-            raise ValueError(f"{released.name} holds a network of {config.method}, not of {method}")
-        config = replace(config, method=method)
-    checkpoints.save(out, model.network.state_dict(), config, half=False)
-    steps = f"{config.time_steps} velocity fields" if METHODS[config.method].field.endswith("velocity") else f"{config.head}-resolution head"
-    size = config.size if isinstance(config.size, str) else ", ".join(f"{k} {v}" for k, v in config.size.items())
-    count = sum(p.numel() for p in model.network.parameters())
-    print(f"{out}: {config.method} in {config.dim}D, {size}, {steps}, {count:,} parameters, released rules")
+    model = checkpoints.load(released, window or None, method)
+    checkpoints.save(out, model.network.state_dict(), model.config)
+    config, what = model.config, []
+    if config.method.startswith("tm"):
+        what = [config.size if isinstance(config.size, str) else ", ".join(f"{k} {v}" for k, v in config.size.items()),
+                f"{config.time_steps} velocity fields" if METHODS[config.method].has_velocity else f"{config.head}-resolution head"]
+    what += [f"{sum(p.numel() for p in model.network.parameters()):,} parameters"] + ["released rules"] * (config.integrator == "released")
+    print(f"{out}: {config.method} in {config.dim}D, {', '.join(what)}")
 
 
 @app.command(name="train-all")
@@ -108,13 +106,13 @@ def train_all() -> None:
     """Train every shipped network in runs/ (finished ones are kept), copy to book/weights, evaluate into book/results."""
     for name in DEMO_PROFILES:
         profile = profiles.read(name)
-        for method in [m for m, entry in METHODS.items() if entry.build]:
+        for method in available(load(profile.data, "val").dim, trainable=True):
             out = runs() / profile.data / method
             training.train(method, profile, out=out)
+            model = checkpoints.load(out / "weights.safetensors")
             target = checkpoints.shipped(method, profile.data)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for suffix in (".safetensors", ".json"):
-                shutil.copyfile((out / "weights").with_suffix(suffix), target.with_suffix(suffix))
+            checkpoints.save(target, model.network.state_dict(), model.config, compact=True)
+            shutil.copyfile(out / "weights.json", target.with_suffix(".json"))
     evaluate_all()
 
 
@@ -124,8 +122,8 @@ def evaluate_all() -> None:
     blocks = {}
     for number, name in enumerate(DEMO_PROFILES, start=1):
         data = profiles.read(name).data
-        for method in METHODS:
-            _print_summary(evaluation.evaluate(method, data, out=RESULTS))
+        for method in available(load(data, "test").dim):
+            _print_summary(evaluation.evaluate(method, data, limit=evaluation.enough(method), out=RESULTS))
         blocks[f"table{number}"] = tables.comparison(number, evaluation.read_results(RESULTS, data))
     tables.update_readme(blocks)
     draw("tm-tvf", "demo_faces", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")
@@ -210,7 +208,7 @@ def main() -> None:
     try:
         app.cli(prog="tvf", description="Diffeomorphic image registration with time-varying velocity fields.",
                 config=(tyro.conf.OmitArgPrefixes,))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"tvf: {error}")
     except KeyboardInterrupt:
         sys.exit("tvf: stopped; a training continues from its last saved state with the same command")

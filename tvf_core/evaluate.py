@@ -23,6 +23,14 @@ from .paths import runs, sha256, write_json, write_then_rename
 METRICS = ("dice", "ssim", "sdlogj", "folding_percent", "inverse_error")
 
 
+PER_PAIR = 14  # pairs that are enough for a method that takes seconds for each
+
+
+def enough(method: str, limit: int = 0) -> int:
+    """How many pairs the book scores a method on: ``limit`` (0 is all), but at most ``PER_PAIR`` where each is optimised anew."""
+    return min(limit or PER_PAIR, PER_PAIR) if METHODS[method].per_pair else limit
+
+
 def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) -> dict[str, float]:
     """Register pair ``k`` and compute metrics; ``dice`` comes with one entry per label."""
     pair = {name: value[None].to(device) for name, value in data[k].items()}
@@ -77,12 +85,14 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     The summary: mean and standard deviation over pairs (ddof 0) of every metric, and the run card.
     """
     entry = METHODS[one_of(method, METHODS, "method")]
+    if weights is not None and not entry.build:
+        raise ValueError(f"{method} has no network: it takes no weights")
     pairs = load(data, split, image_size or None, progress)
-    weights = Path(weights) if weights else checkpoints.shipped(method, data)
     model = load_model(method, pairs, weights)
+    weights = Path(weights) if weights else checkpoints.shipped(method, data)
     settings = {"method": method, "data": data, "split": split, "shape": list(pairs.shape), "limit": limit,
                 "weights": sha256(weights)[:16] if entry.build else None,
-                "integrator": model.config.integrator if entry.field == "time-varying velocity" else None}
+                "integrator": model.config.integrator if entry.has_velocity and entry.build else None}
     folder = (Path(out) if out else runs() / "results") / data
     summary_file, rows_file = folder / f"{method}.json", folder / f"{method}.csv"
     if summary_file.exists():

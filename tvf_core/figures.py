@@ -12,14 +12,16 @@ import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from .fields import jacobian_determinant, warp
-from .methods import METHODS, Registration
+from .methods import METHODS
+from .registration import Registration
 
 STYLE = {
     "figure.dpi": 96, "savefig.dpi": 96, "figure.facecolor": "white", "figure.constrained_layout.use": True,
     "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
     "image.cmap": "gray", "image.interpolation": "nearest",
 }
-COLORS = {"identity": "#888888", "tm": "#1f77b4", "tm-tvf-lddmm": "#2ca02c", "tm-tvf": "#d62728",
+COLORS = {"identity": "#888888", "vm-2": "#8c564b", "vm-diff": "#c49c94", "cyclemorph": "#e377c2", "convexadam": "#7f7f7f",
+          "lapirn": "#17becf", "lapirn-diff": "#9edae5", "clapirn": "#bcbd22", "lddmm": "#000000", "tm": "#1f77b4", "tm-tvf-lddmm": "#2ca02c", "tm-tvf": "#d62728",
           "tm-tvf-released": "#ff7f0e", "vm-tvf": "#9467bd"}
 
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import released
 from .checks import check_field, one_of
-from .fields import at_least_float32, compose, identity_grid, sample
+from .fields import at_least_float32, double, identity_grid, sample, warp
 
 Velocity = Callable[[float, torch.Tensor], torch.Tensor]  # (time, points) -> velocity at the points
 
@@ -42,7 +42,7 @@ def rk4_step(v: Velocity, t: float, x: torch.Tensor, h: float) -> torch.Tensor:
 
 
 STEPS = {"euler": euler_step, "heun": heun_step, "rk4": rk4_step}
-INTEGRATORS = (*STEPS, "released")
+INTEGRATORS = (*STEPS, "squaring", "released")
 
 
 def solve(v: Velocity, points: torch.Tensor, t0: float = 0.0, t1: float = 1.0, steps: int = 8,
@@ -141,11 +141,12 @@ def flow(velocity: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: flo
     ----------
     velocity, substeps, t0, t1, recompute : as for :func:`transport`. ``t0=1, t1=0`` is the inverse map:
         from the same velocity, time running backwards.
-    method : ``euler``, ``heun``, ``rk4``, or ``released`` for the rule of the released code
+    method : ``euler``, ``heun``, ``rk4``; ``squaring`` for a velocity that does not change in time (T = 1), see
+        :func:`scaling_and_squaring`; or ``released`` for the rule of the released code
         (:mod:`tvf_core.released`), whose "inverse" is the sum of the negated fields.
     shape : image grid on which the map is wanted: the velocity's own (default) or the one that it
-        halves. There every voxel is carried through the velocity from where it lies; only ``released``
-        upsamples the map of the half grid.
+        halves. There every voxel is carried through the velocity from where it lies; only ``squaring`` and
+        ``released`` upsample the map of the half grid.
 
     Returns
     -------
@@ -189,8 +190,8 @@ def trajectory(velocity: torch.Tensor, times: Sequence[float] | None = None, met
 
 def check_integration(method: str, substeps: int) -> None:
     """Refuse an unknown integrator, or a number of sub-steps that it cannot take."""
-    if one_of(method, INTEGRATORS, "integrator") == "released" and substeps != 1:
-        raise ValueError(f"the released rule has no sub-steps, got {substeps}")
+    if one_of(method, INTEGRATORS, "integrator") not in STEPS and substeps != 1:
+        raise ValueError(f"the integrator {method!r} has no sub-steps, got {substeps}")
     if substeps < 1:
         raise ValueError(f"substeps: expected at least 1, got {substeps}")
 
@@ -208,6 +209,13 @@ def _maps(velocity, times, method, substeps, shape, recompute) -> Iterator[torch
                 u = released.advance(velocity[:, k] * (b - a), u)
             yield released.double(u, shape) if factor == 2 else u
         return
+    if method == "squaring":
+        if steps != 1:
+            raise ValueError(f"squaring is for a velocity that does not change in time, got one with {steps} time steps")
+        for end in times:
+            u = scaling_and_squaring((end - times[0]) * velocity[:, 0])
+            yield double(u, shape) if factor == 2 else u
+        return
     start = identity_grid(shape, velocity.device, at_least_float32(velocity))
     points = start.expand(velocity.shape[0], *start.shape[1:])
     for begin, end in itertools.pairwise([times[0], *times]):
@@ -215,7 +223,7 @@ def _maps(velocity, times, method, substeps, shape, recompute) -> Iterator[torch
         yield points - start
 
 
-def scaling_and_squaring(velocity: torch.Tensor, squarings: int = 7) -> torch.Tensor:
+def scaling_and_squaring(velocity: torch.Tensor, squarings: int = 7, padding: str = "border") -> torch.Tensor:
     """Flow of a velocity that does not change in time (Arsigny et al. 2006).
 
     Halves the field ``squarings`` times, takes the small step ``Id + v / 2^n`` and composes the
@@ -224,6 +232,7 @@ def scaling_and_squaring(velocity: torch.Tensor, squarings: int = 7) -> torch.Te
     Parameters
     ----------
     velocity : (B, D, *S) voxels per unit time; ``-velocity`` gives the inverse.
+    padding : what the field is outside its grid, see :func:`tvf_core.fields.sample`.
 
     Returns
     -------
@@ -232,7 +241,7 @@ def scaling_and_squaring(velocity: torch.Tensor, squarings: int = 7) -> torch.Te
     check_field(velocity, "velocity")
     u = velocity / 2**squarings
     for _ in range(squarings):
-        u = compose(u, u)
+        u = u + warp(u, u, padding=padding)
     return u
 
 

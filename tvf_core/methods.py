@@ -1,22 +1,28 @@
-"""The rows of Tables 1 and 2: a name, a network, its losses. One entry per method, nothing else to edit."""
+"""The rows of Tables 1 and 2: a name, a network, its losses, and where each number is from. One entry per method."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from . import fields, losses
-from .baselines.voxelmorph import VoxelMorphBackbone
-from .checks import check_pair, check_points, one_of
-from .integrate import INTEGRATORS, check_integration, flow, trajectory, transport
+from .baselines import convexadam, lddmm
+from .baselines.cyclemorph import CycleMorph
+from .baselines.lapirn import START_CHANNELS, LapIRN
+from .baselines.voxelmorph import VoxelMorph, VoxelMorphBackbone, VoxelMorphDiff
+from .checks import check_pair, one_of
+from .integrate import INTEGRATORS, check_integration, flow
+from .objectives import LABEL_TERMS, TERMS, VELOCITY_TERMS, CycleObjective, DistributionObjective, Objective, PyramidObjective
+from .registration import Registration
 from .swin import SwinConfig
 from .transmorph import RELEASED, STANDARD, TransMorph, TransMorphBackbone
 from .tvf import TimeVaryingVelocity
 
-# Network sizes: the published ones, and "demo", small enough to train on two CPU cores.
+# Sizes of the networks with a transformer: the published ones, and "demo", small enough to train on two CPU cores.
 SIZES = {
     "demo": dict(embed=16, depths=(2, 2, 2, 2), heads=(2, 2, 4, 4), window={2: (4, 4), 3: (4, 4, 4)}),
     "tiny": dict(embed=6, depths=(2, 2, 4, 2), heads=(2, 2, 4, 4)),
@@ -36,11 +42,11 @@ class NetworkConfig:
     ----------
     method : a name of ``METHODS``.
     dim : 2 or 3.
-    size : a name of ``SIZES``, or the encoder's embed, depths, heads and window as a dict; the VoxelMorph
-        U-Net of ``vm-tvf`` has one size only.
+    size : a name of ``SIZES``; or, written out, the transformer's embed, depths, heads and window, or LapIRN's start,
+        as a dict. VoxelMorph and CycleMorph have one size only.
     time_steps : N of the TVF methods.
-    integrator : of the TVF methods; default the method's own. ``released`` makes any network follow the
-        conventions of the released code, as published weights need.
+    integrator : of methods that predict a velocity; default the method's own. ``released`` makes TM, TM-TVF and VM-diff
+        follow the conventions of the released code, as published weights need.
     head : ``full`` or ``half`` resolution of TM; default as published: full for the faces, half for OASIS.
     """
 
@@ -57,35 +63,73 @@ class NetworkConfig:
         entry = METHODS[one_of(self.method, METHODS, "method")]
         if isinstance(self.size, str):
             one_of(self.size, SIZES, "network size")
+        if self.dim not in entry.dims:
+            raise ValueError(f"{self.method} works in {entry.dims[0]}D only, not in {self.dim}D")
         if self.time_steps < 1:
             raise ValueError(f"time_steps: expected at least 1, got {self.time_steps}")
         object.__setattr__(self, "integrator", one_of(self.integrator or entry.integrator, INTEGRATORS, "integrator"))
         object.__setattr__(self, "head", one_of(self.head or ("full" if self.dim == 2 else "half"), ("full", "half"), "head"))
 
 
+class Sourced(NamedTuple):
+    """A number of a method, and where it is from."""
+
+    value: float
+    source: str
+
+
 @dataclass(frozen=True)
 class Method:
-    """One registration method.
+    """One registration method, by a network or pair by pair.
 
     Attributes
     ----------
-    build : network for a :class:`NetworkConfig`; None for methods without one. Called with (moving, fixed) it
-        gives (displacement, velocity or None), and it has a ``convention`` (:mod:`tvf_core.transmorph`).
-    losses : for 2D and 3D, loss term -> weight. Label terms are skipped on data without labels,
+    build : network for a :class:`NetworkConfig`. Called with (moving, fixed) it gives (displacement, velocity or
+        None), and it has a ``convention`` (:mod:`tvf_core.transmorph`).
+    solve : ``(moving, fixed) -> Registration`` for methods without a network.
+    losses : for 2D and 3D, loss term -> weight and its source. Label terms are skipped on data without labels,
         as the paper does for the faces.
-    energy : constants of the LDDMM energy for 2D and 3D, where it is used.
-    field, inverse, source : what the network predicts, how its inverse is obtained, where it is from.
+    constants : for 2D and 3D, other numbers of the loss.
+    objective : how the terms come about (:mod:`tvf_core.objectives`).
+    field, inverse : what is predicted; how good its inverse is, and how it is obtained.
     integrator : that the network is trained with, unless its configuration says otherwise.
+    dims : 2, 3 or both.
+    source, code : where the method is from; whose implementation this is.
     """
 
     title: str
-    build: Callable[[NetworkConfig], nn.Module] | None
-    losses: dict[int, dict[str, float]] = field(default_factory=dict)
-    energy: dict[int, dict[str, float]] = field(default_factory=dict)
+    build: Callable[[NetworkConfig], nn.Module] | None = None
+    solve: Callable[[torch.Tensor, torch.Tensor], Registration] | None = None
+    losses: dict[int, dict[str, Sourced]] = field(default_factory=dict)
+    constants: dict[int, dict[str, Sourced]] = field(default_factory=dict)
+    objective: type[Objective] = Objective
     field: str = "displacement"
-    inverse: str = "approximate (fixed point)"
+    inverse: str = "approximate: fixed point"
     integrator: str = "rk4"
+    dims: tuple[int, ...] = (2, 3)
     source: str = ""
+    code: str = "here"
+
+    @property
+    def has_velocity(self) -> bool:
+        return self.field.endswith("velocity")
+
+    @property
+    def per_pair(self) -> bool:
+        """Whether every pair is optimised anew, which takes seconds."""
+        return self.solve is not None and self.field != "none"
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether training in 3D learns from label maps."""
+        return any(term in LABEL_TERMS for term in self.losses.get(3, ()))
+
+    def weights(self, dim: int) -> dict[str, float]:
+        return {term: number.value for term, number in self.losses[dim].items()}
+
+
+def _identity(moving: torch.Tensor, fixed: torch.Tensor) -> Registration:
+    return Registration(moving.new_zeros(moving.shape[0], moving.dim() - 2, *moving.shape[2:]), moving)
 
 
 def swin_config(config: NetworkConfig) -> SwinConfig:
@@ -105,134 +149,128 @@ def _tm_tvf(config: NetworkConfig) -> nn.Module:
     return TimeVaryingVelocity(TransMorphBackbone(swin_config(config)), config.time_steps, config.integrator)
 
 
+def _lapirn(config: NetworkConfig) -> nn.Module:
+    start = config.size["start"] if isinstance(config.size, dict) else START_CHANNELS[config.size]
+    return LapIRN(config.dim, start, diffeomorphic=config.method == "lapirn-diff", conditional=config.method == "clapirn")
+
+
+def _vm_diff(config: NetworkConfig) -> nn.Module:
+    return VoxelMorphDiff(config.dim, RELEASED if config.integrator == "released" else STANDARD)
+
+
 def _vm_tvf(config: NetworkConfig) -> nn.Module:
     return TimeVaryingVelocity(VoxelMorphBackbone(config.dim), config.time_steps, config.integrator)
 
 
+_EQ1, _EQ3 = "Chen, Frey & Du 2022, eq. 1", "Chen, Frey & Du 2022, eq. 3"
+_OASIS = "released OASIS script of TM and TM-TVF"
+_FACES = "eq. 3; open: the released 2D script of TM has -SSIM (try: --losses ssim 1 diffusion 1)"
 # The penalty is on the final displacement, as in the released code; the paper's eq. 3 writes it for v_1.
-_NCC = {2: {"lncc": 1.0, "diffusion": 1.0}, 3: {"lncc": 1.0, "dice": 1.0, "diffusion": 1.0}}
+_ON_DISPLACEMENT = "; on the displacement (eq. 3: on the velocity; try: velocity_diffusion)"
+_NCC = {
+    2: {"lncc": Sourced(1.0, _FACES), "diffusion": Sourced(1.0, "released 2D script of TM" + _ON_DISPLACEMENT)},
+    3: {"lncc": Sourced(1.0, _OASIS), "dice": Sourced(1.0, _OASIS), "diffusion": Sourced(1.0, _OASIS + _ON_DISPLACEMENT)},
+}
+_LDDMM = {
+    2: {"alpha": Sourced(0.01, "paper, section 3"), "gamma": Sourced(0.01, "paper, section 3, RaFD"), "beta": Sourced(2, "paper, section 3")},
+    3: {"alpha": Sourced(0.01, "paper, section 3"), "gamma": Sourced(0.001, "paper, section 3, OASIS"), "beta": Sourced(2, "paper, section 3")},
+}
+# The paper prints no weight. Its sum over half-grid voxels of |L v/N|^2, beside a mean image term, is our mean times
+# (half-grid voxels / N): about 2e3 for faces of 256^2, 1e5 for OASIS. We keep these two numbers at every size.
+_OURS = "ours: eq. 1 as a mean, at the paper's image size; none is printed (as released: lddmm_released)"
+_FLOW_BACK = "exact: flow of -v, backwards"
+_CHOSEN_3D = "ours: the paper's row used labels (Learn2Reg 2021), its weight is not public"
+_NO_FACES = "ours: nothing is published for the faces; the 3D value"
+
+
+def _everywhere(**numbers: Sourced) -> dict[int, dict[str, Sourced]]:
+    """The same numbers in 2D and 3D."""
+    return {2: numbers, 3: numbers}
+
+
+def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
+    """Losses of LapIRN; the authors' smoothness counts twice the displacement, so four times ours."""
+    ncc = Sourced(1.0, "Mok & Chung 2020; windows 3, 5-3 and 7-5-3 as in their code")
+    return {2: {"multiscale_lncc": ncc, "diffusion": diffusion},
+            3: {"multiscale_lncc": ncc, "dice": Sourced(1.0, _CHOSEN_3D), "diffusion": diffusion}}
+
+
+# What all trained methods share here: (what, value, source).
+RECIPE = (
+    ("optimiser", "Adam with AMSGrad", "released scripts of TM and TM-TVF (CycleMorph, LapIRN: plain Adam)"),
+    ("learning rate", "the profile's, times (1 - step/steps)^0.9", "released scripts; 1e-4 there (CycleMorph 2e-4, constant), 1e-3 in our short runs"),
+    ("budget", "the profile's steps x batch ordered pairs", "ours: the same for every method (published: 400 to 1,500 epochs)"),
+    ("directions", "both of every pair, in turn", "released scripts of TM and TM-TVF; CycleMorph has both in one loss, so half the steps"),
+    ("kept weights", "best of 8 validations", "released scripts: best of every epoch"),
+    ("augmentation", "none", "released OASIS script (2D script and CycleMorph: flips)"),
+    ("N of TVF", "8", "paper, section 3 (released TM-TVF scripts: 12)"),
+    ("integrator of TVF", "rk4, a step per interval", "ours (paper: Euler; released code: a rule of its own)"),
+    ("squarings", "7", "VM-diff, LapIRN: their code"),
+)
 
 METHODS = {
-    "identity": Method("Before registration", None, field="none", inverse="exact"),
-    "tm": Method("TM", _tm, _NCC, source="Chen et al. 2022 (Medical Image Analysis 82)"),
+    "identity": Method("Before registration", solve=_identity, field="none", inverse="exact: itself"),
+    "vm-2": Method(
+        "VM-2", lambda config: VoxelMorph(config.dim),
+        losses={2: {"lncc": Sourced(1.0, _NO_FACES), "diffusion": Sourced(1.0, _NO_FACES)},
+                3: {"lncc": Sourced(1.0, "TransMorph repository, IXI"), "diffusion": Sourced(1.0, "TransMorph repository, IXI")}},
+        source="Balakrishnan et al. 2019 (IEEE TMI 38)",
+    ),
+    "vm-diff": Method(
+        "VM-diff", _vm_diff,
+        losses=_everywhere(mse=Sourced(1e4, "Dalca et al. 2019: 1 / sigma^2 with sigma = 0.01"), kl=Sourced(1.0, "Dalca et al. 2019, eq. 9")),
+        constants=_everywhere(prior=Sourced(25.0, "advice of Dalca et al. for sigma = 0.01; TransMorph repository: 10, of fewer terms")),
+        objective=DistributionObjective, field="stationary velocity", inverse=_FLOW_BACK, integrator="squaring",
+        source="Dalca et al. 2019 (Medical Image Analysis 57)",
+    ),
+    "cyclemorph": Method(
+        "CycleMorph", lambda config: CycleMorph(config.dim),
+        losses=_everywhere(
+            lncc=Sourced(1.0, "Kim et al. 2021, their 3D script"), diffusion=Sourced(1.0, "Kim et al. 2021, their 3D script"),
+            cycle=Sourced(0.1, "Kim et al. 2021, their 3D script"), identity=Sourced(0.5, "Kim et al. 2021, their 3D script")),
+        objective=CycleObjective, source="Kim et al. 2021 (Medical Image Analysis 71)",
+    ),
+    "convexadam": Method(
+        "ConvexAdam (MIND)", solve=convexadam.solve, dims=(3,), source="Siebert et al. 2021 (Learn2Reg)",
+        code="authors' package convexAdam 0.2.0",
+    ),
+    "lapirn": Method(
+        "LapIRN", _lapirn, losses=_pyramid(Sourced(4.0, "1 of Mok & Chung 2020, their displacement code")),
+        constants=_everywhere(frozen=Sourced(1 / 60, "Mok & Chung 2020: 2,000 of 120,003 iterations")),
+        objective=PyramidObjective, source="Mok & Chung 2020 (MICCAI)",
+    ),
+    "lapirn-diff": Method(
+        "LapIRN, diffeomorphic", _lapirn, losses=_pyramid(Sourced(14.0, "3.5 of Mok & Chung 2020, their diffeomorphic code")),
+        constants=_everywhere(frozen=Sourced(1 / 60, "Mok & Chung 2020: 2,000 of 120,003 iterations")),
+        objective=PyramidObjective, field="stationary velocity", inverse=_FLOW_BACK, integrator="squaring",
+        source="Mok & Chung 2020 (MICCAI)",
+    ),
+    "clapirn": Method(
+        "Conditional LapIRN", _lapirn, losses=_pyramid(Sourced(40.0, "Mok & Chung 2021: 10 times a code drawn from [0, 1]; 0.1 to register")),
+        constants=_everywhere(frozen=Sourced(1 / 40, "Mok & Chung 2021: 3,000 of 120,003 iterations")),
+        objective=PyramidObjective, source="Mok & Chung 2021 (MICCAI), the paper's reference 16",
+    ),
+    "lddmm": Method(
+        "LDDMM, pair by pair", solve=lddmm.solve, field="time-varying velocity", inverse=_FLOW_BACK,
+        source="Beg et al. 2005 (IJCV 61); the paper's eq. 1",
+    ),
+    "tm": Method("TM", _tm, losses=_NCC, source="Chen et al. 2022 (Medical Image Analysis 82)"),
     "tm-tvf-lddmm": Method(
         "TM-TVF_LDDMM", _tm_tvf,
-        # The paper prints no weight. Its sum over half-grid voxels of |L v/N|^2, beside a mean image term, is
-        # our mean times (half-grid voxels / N): about 2e3 for faces of 256^2, 1e5 for OASIS. We keep these
-        # two numbers at every size. (The released code's own term is a sum of fourth powers.)
-        losses={2: {"mse": 1.0, "lddmm": 2e3}, 3: {"mse": 1.0, "label_mse": 1.0, "lddmm": 1e5}},
-        energy={2: dict(alpha=0.01, gamma=0.01, beta=2), 3: dict(alpha=0.01, gamma=0.001, beta=2)},
-        field="time-varying velocity", inverse="flow of -v, backwards",
-        source="Chen, Frey & Du 2022, eq. 1",
+        losses={2: {"mse": Sourced(1.0, _EQ1), "lddmm": Sourced(2e3, _OURS)},
+                3: {"mse": Sourced(1.0, _EQ1), "label_mse": Sourced(1.0, _EQ1), "lddmm": Sourced(1e5, _OURS)}},
+        constants=_LDDMM, field="time-varying velocity", inverse=_FLOW_BACK, source=_EQ1,
     ),
-    "tm-tvf": Method(
-        "TM-TVF", _tm_tvf, _NCC, field="time-varying velocity", inverse="flow of -v, backwards",
-        source="Chen, Frey & Du 2022, eq. 3",
-    ),
+    "tm-tvf": Method("TM-TVF", _tm_tvf, losses=_NCC, field="time-varying velocity", inverse=_FLOW_BACK, source=_EQ3),
     "tm-tvf-released": Method(
-        "TM-TVF, released rule", _tm_tvf, _NCC, field="time-varying velocity", inverse="sum of -v (none)",
+        "TM-TVF, released rule", _tm_tvf, losses=_NCC, field="time-varying velocity", inverse="none: a sum of -v is called so",
         integrator="released", source="Chen, Frey & Du 2022, as their code integrates",
     ),
     "vm-tvf": Method(
-        "VM-TVF", _vm_tvf, _NCC, field="time-varying velocity", inverse="flow of -v, backwards",
+        "VM-TVF", _vm_tvf, losses=_NCC, field="time-varying velocity", inverse=_FLOW_BACK,
         source="our head on the U-Net of Balakrishnan et al. 2019",
     ),
 }
-
-
-def objective(method: str, batch: dict, displacement: torch.Tensor, velocity: torch.Tensor | None,
-              classes: int = 0, sampled: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    """Weighted loss terms of a method for one batch; their sum is what training minimises.
-
-    ``sampled`` is the displacement at which images and labels are read, if it is another one
-    (:class:`tvf_core.transmorph.Convention`).
-    """
-    entry, dim = METHODS[method], displacement.shape[1]
-    moving, fixed = batch["moving"], batch["fixed"]
-    sampled = displacement if sampled is None else sampled
-    labels = [batch["moving_labels"], sampled, batch["fixed_labels"], classes] if classes else None
-    warped = fields.warp(moving, sampled)
-    terms = {
-        "lncc": lambda: losses.lncc(warped, fixed),
-        "mse": lambda: losses.mse(warped, fixed),
-        "dice": lambda: losses.soft_dice(*labels),
-        "label_mse": lambda: losses.label_mse(*labels),
-        "diffusion": lambda: losses.diffusion(displacement),
-        "lddmm": lambda: losses.lddmm_energy(velocity, **entry.energy[dim]),
-    }
-    wanted = {t: w for t, w in entry.losses[dim].items() if labels or t not in ("dice", "label_mse")}
-    return {term: weight * terms[term]() for term, weight in wanted.items()}
-
-
-@dataclass(frozen=True)
-class Registration:
-    """The outcome of registering one batch of pairs.
-
-    Attributes
-    ----------
-    displacement : (B, D, *S) voxels. phi = Id + u takes points of the fixed image to the moving one, and so
-        pulls the moving image back.
-    warped : (B, 1, *S) the moving image on the fixed grid, ``moving(x + u(x))``; for networks that follow
-        the released code as *that code* warps it, mismatched at the border.
-    velocity : (B, T, D, *S') on the half grid or on the image's, or None.
-    integrator, substeps : that made the displacement of the velocity.
-    """
-
-    displacement: torch.Tensor
-    warped: torch.Tensor
-    velocity: torch.Tensor | None = None
-    integrator: str = "rk4"
-    substeps: int = 1
-
-    def inverse(self) -> torch.Tensor:
-        """Displacement of phi^-1: ``fixed(x + inverse(x))`` looks like ``moving(x)``.
-
-        From the velocity, run backwards, where there is one; else by fixed point iteration. With the
-        ``released`` integrator it is what that code calls the inverse and is none; there
-        ``fields.invert(displacement)`` inverts.
-        """
-        if self.velocity is None:
-            return fields.invert(self.displacement)
-        return flow(self.velocity, self.integrator, self.substeps, 1, 0, self.displacement.shape[2:])
-
-    def trajectory(self, times=None) -> torch.Tensor:
-        """phi_t at rising times, the first of them 0 (default 0, 1/T, ..., 1): displacements ``(B, len(times), D, *S)``."""
-        if self.velocity is None:
-            raise ValueError("this method predicts a displacement, not a velocity: there is no trajectory")
-        return trajectory(self.velocity, times, self.integrator, self.substeps, self.displacement.shape[2:])
-
-    def transport(self, what: torch.Tensor, kind: str = "image", to: str = "fixed") -> torch.Tensor:
-        """Carry an image, a label map or points from the moving to the fixed image's space, or back.
-
-        Parameters
-        ----------
-        what : image (B, C, *S) float, labels (B, 1, *S) integer, or points (B, K, D) in voxels.
-        kind : ``image`` (linear interpolation), ``labels`` (nearest) or ``points``.
-        to : ``fixed``: what lies on the moving image; ``moving``: what lies on the fixed one.
-
-        Notes
-        -----
-        Images are pulled back and points pushed forward: to the fixed space images take phi, points
-        phi^-1. Points follow the velocity itself where there is one: no map is interpolated. (With the
-        ``released`` integrator there is no flow: phi^-1 comes from a fixed point iteration.)
-        """
-        if not isinstance(what, torch.Tensor):
-            raise TypeError(f"what to carry: expected a torch.Tensor, got {type(what).__name__}")
-        one_of(kind, ("image", "labels", "points"), "kind")
-        to_fixed = one_of(to, ("fixed", "moving"), "target") == "fixed"
-        flows = self.velocity is not None and self.integrator != "released"
-        if kind == "points" and flows:
-            check_points(what, self.displacement)
-            moved = transport(self.velocity, what.movedim(1, -1), self.integrator, self.substeps,
-                              *((1, 0) if to_fixed else (0, 1)), self.displacement.shape[2:])
-            return moved.movedim(-1, 1)
-        if (kind == "points") == to_fixed:
-            u = self.inverse() if flows else fields.invert(self.displacement)
-        else:
-            u = self.displacement
-        if kind == "image" and not what.is_floating_point():
-            raise TypeError(f"image: expected floating-point intensities, got {what.dtype}; for label maps say kind='labels'")
-        return {"image": fields.warp, "labels": fields.warp_labels, "points": fields.transform_points}[kind](what, u)
 
 
 class Model:
@@ -248,23 +286,62 @@ class Model:
     def register(self, moving: torch.Tensor, fixed: torch.Tensor, integrator: str = "", substeps: int = 1) -> Registration:
         """Align ``moving`` to ``fixed``, both ``(B, 1, *S)`` float in [0, 1].
 
-        A method with a velocity gives the flow of it on the image grid; ``integrator`` (default the one of
+        A network with a velocity gives the flow of it on the image grid; ``integrator`` (default the one of
         training) and ``substeps`` in each of the N intervals may be chosen anew without retraining.
         """
-        dim = check_pair(moving, fixed, self.config.dim)
-        if METHODS[self.config.method].field != "time-varying velocity":
-            if integrator or substeps != 1:
-                raise ValueError(f"{self.title} predicts no velocity: it has no integrator and no sub-steps to choose")
+        check_pair(moving, fixed, self.config.dim)
+        entry = METHODS[self.config.method]
+        if (integrator or substeps != 1) and not (entry.has_velocity and entry.build):
+            raise ValueError(f"{self.title} predicts no velocity: it has no integrator and no sub-steps to choose")
         integrator = integrator or self.config.integrator
         check_integration(integrator, substeps)
         if self.network is None:
-            return Registration(moving.new_zeros(moving.shape[0], dim, *moving.shape[2:]), moving)
+            return entry.solve(moving, fixed)
         self.network.eval()
         moving, fixed = (image.to(next(self.network.parameters()).dtype) for image in (moving, fixed))
         with torch.no_grad():
             displacement, velocity = self.network(moving, fixed)
-            if velocity is None:
-                return Registration(displacement, self.network.convention.warp(moving, displacement))
-            displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
-            convention = RELEASED if integrator == "released" else STANDARD
+            convention = self.network.convention
+            if velocity is not None:
+                displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
+                if integrator != self.config.integrator:
+                    convention = RELEASED if integrator == "released" else STANDARD
             return Registration(displacement, convention.warp(moving, displacement), velocity, integrator, substeps)
+
+
+def available(dim: int, trainable: bool = False) -> list[str]:
+    """Names of the methods for 2D or 3D, in the order of the tables; ``trainable``: those with a network."""
+    return [name for name, entry in METHODS.items() if dim in entry.dims and (entry.build or not trainable)]
+
+
+def check_losses(method: str, weights: dict[str, float] | None) -> None:
+    """Refuse loss terms that a method cannot be trained with; None are its own."""
+    if weights is None:
+        return
+    entry = METHODS[method]
+    if entry.objective is not Objective:
+        raise ValueError(f"losses: {method} has a loss of its own kind, whose terms cannot be exchanged")
+    if not weights:
+        raise ValueError("losses: expected at least one term with its weight")
+    for term, weight in weights.items():
+        one_of(term, TERMS, "loss term")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"losses: the weight of {term} must be positive, got {weight}")
+        if not entry.has_velocity and term in VELOCITY_TERMS:
+            raise ValueError(f"losses: {term} needs a velocity, and {method} predicts none")
+
+
+def objective(config: NetworkConfig, network: nn.Module, classes: int = 0, weights: dict[str, float] | None = None) -> Objective:
+    """What trains a network: its method's loss, or the :func:`tvf_core.objectives.standard_terms` in ``weights``.
+
+    Parameters
+    ----------
+    config, network : the network and what it is.
+    classes : labels including background; 0 for none.
+    weights : term -> weight instead of the method's own; for methods whose terms are the standard ones.
+    """
+    entry = METHODS[config.method]
+    check_losses(config.method, weights)
+    # the constants of the paper, also where a loss is tried that the method does not have
+    constants = entry.constants.get(config.dim) or METHODS["tm-tvf-lddmm"].constants[config.dim]
+    return entry.objective(network, weights or entry.weights(config.dim), {k: v.value for k, v in constants.items()}, classes)

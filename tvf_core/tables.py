@@ -1,12 +1,13 @@
-"""Tables 1 and 2 as Markdown: the paper's printed values beside those measured here."""
+"""Tables as rows and as Markdown: the paper's two, its printed values beside those measured here; the methods; their numbers' sources."""
 
 from __future__ import annotations
 
 import re
 
+import torch
 import yaml
 
-from .methods import METHODS
+from .methods import METHODS, RECIPE, Model, NetworkConfig
 from .paths import ROOT, write_then_rename
 
 # Table -> (key in book/paper_values.yaml or None, metric measured here or None, heading).
@@ -24,17 +25,54 @@ def paper_values() -> dict:
 
 
 def comparison(number: int, results: dict[str, dict]) -> str:
-    """Table ``number`` in Markdown: a row per method of the paper or of ``results`` (see ``evaluate.read_results``)."""
+    """Table ``number`` in Markdown: a row per method of the paper or of ``results`` (see ``evaluate.read_results``).
+
+    A method that was scored on fewer pairs than the others says on how many.
+    """
     printed, columns, rows = paper_values()[f"table{number}"], COLUMNS[number], []
-    for m in dict.fromkeys(["identity", *printed, *results]):
-        title = printed[m]["title"] if m in printed else METHODS[m].title
+    pairs = max((result["n_pairs"] for result in results.values()), default=0)
+    for m in [m for m in METHODS if m in printed or m in results or m == "identity"]:
+        title = METHODS[m].title
+        if m in results and results[m]["n_pairs"] < pairs:
+            title += f" ({results[m]['n_pairs']} pairs)"
         theirs = [plus_minus(printed.get(m, {}).get(key)) for key, _, _ in columns if key]
         ours = [plus_minus(results[m]["summary"][metric]) if m in results else plus_minus(None)
                 for _, metric, _ in columns if metric]
-        rows.append([title, *theirs, *ours])
-    header = ["method", *(f"paper: {name}" for key, _, name in columns if key),
+        rows.append([title, *theirs, *([("yes" if METHODS[m].uses_labels else "no") if m in results else "–"] if number == 2 else []), *ours])
+    header = ["method", *(f"paper: {name}" for key, _, name in columns if key), *["here: trained on labels"] * (number == 2),
               *(f"here: {name}" for _, metric, name in columns if metric)]
     return markdown(header, rows)
+
+
+def methods(size: str = "demo") -> tuple[list[str], list[list[str]]]:
+    """Header and a row per method: name, title, dimensions, parameters for a network size, field, inverse, losses, code, source."""
+    rows = []
+    for name, m in METHODS.items():
+        counts = ["–", "–"]
+        if m.build:
+            with torch.device("meta"):  # takes no memory
+                networks = [Model(NetworkConfig(name, dim, size)).network if dim in m.dims else None for dim in (2, 3)]
+            counts = [f"{sum(p.numel() for p in n.parameters()):,}" if n is not None else "–" for n in networks]
+        terms = dict.fromkeys(term for dim in m.dims for term in m.losses.get(dim, ()))
+        losses = ", ".join(term + " (3D)" * (2 in m.dims and term not in m.losses[2]) for term in terms) or "–"
+        rows.append([name, m.title, "/".join(f"{d}D" for d in m.dims), *counts, m.field, m.inverse, losses, m.code, m.source])
+    return ["name", "title", "dim", "2D", "3D", "field", "inverse", "losses", "code", "source"], rows
+
+
+def sources() -> tuple[list[str], list[list[str]]]:
+    """Header and a row per number of every method's training: where it is from, and what is open."""
+    rows = [["all", "", what, value, source] for what, value, source in RECIPE]
+    for name, m in METHODS.items():
+        for dim in m.dims:
+            numbers = m.losses.get(dim, {}) | m.constants.get(dim, {})
+            rows += [[name, f"{dim}D", what, f"{number.value:.4g}", number.source] for what, number in numbers.items()]
+    return ["method", "dim", "what", "value", "source"], rows
+
+
+def plain(header: list[str], rows: list[list[str]]) -> str:
+    """A table in columns of plain text."""
+    widths = [max(len(line[k]) for line in (header, *rows)) for k in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in (header, *rows))
 
 
 def update_readme(tables: dict[str, str]) -> None:

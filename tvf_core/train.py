@@ -1,8 +1,8 @@
 """Train a method on pairs of images: one flat loop, on whatever devices accelerate finds.
 
 The recipe of the released code: Adam with AMSGrad, polynomial decay of the learning rate, both
-directions of every pair (one after the other, each its own step), the weights of the best validation
-kept. With several processes each draws its own ``batch`` pairs. Everything random at a step follows
+directions of every pair (one after the other, each its own step, unless the method's loss holds both), the weights
+of the best validation kept. With several processes each draws its own ``batch`` pairs. Everything random at a step follows
 from (seed, step, process), so a run that was stopped continues from its last saved state as if
 nothing had happened.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from . import checkpoints
@@ -25,7 +26,7 @@ from .card import run_card
 from .checks import one_of
 from .data import PairData, load
 from .evaluate import score
-from .methods import METHODS, Model, NetworkConfig, objective
+from .methods import METHODS, Model, NetworkConfig, check_losses, objective
 from .paths import runs, write_json, write_then_rename
 from .profiles import Profile
 from .swin import recompute_activations
@@ -33,19 +34,22 @@ from .swin import recompute_activations
 
 def train(method: str, profile: Profile, *, steps: int | None = None, seed: int = 0, time_steps: int = 8,
           integrator: str = "", validations: int = 8, validation_pairs: int = 12, save_minutes: float = 2.0,
-          precision: str = "", recompute: bool = False, out: Path | None = None, progress: bool = True) -> dict:
+          losses: dict[str, float] | None = None, precision: str = "", recompute: bool = False, out: Path | None = None, progress: bool = True) -> dict:
     """Train one method and write its weights, history and run card.
 
     Parameters
     ----------
     method : a trainable name of ``methods.METHODS``.
     profile : data set, network size, steps, batch, learning rate.
-    steps : optimiser steps; default the profile's.
+    steps : optimiser steps of methods that see a pair in one direction per step; default the profile's. CycleMorph
+        sees both and takes half as many, so that every method sees the same number of ordered pairs.
     seed : of the initial weights, the order of pairs and stochastic depth.
     time_steps, integrator : N and the solver of the TVF methods; default the method's.
     validations, validation_pairs : how often, and on how many pairs, the weights are scored (Dice
         where there are labels, else SSIM); the best are kept.
     save_minutes : how often the resumable state is saved.
+    losses : term -> weight instead of the method's own, for methods with standard terms
+        (:func:`tvf_core.objectives.standard_terms`).
     precision : ``fp32``, ``bf16`` or ``fp16`` of the network's arithmetic; default what ``accelerate`` is set to, else
         fp32. Fields, losses and weights stay float32. Validation uses the same arithmetic, ``evaluate`` fp32.
     recompute : keep fewer activations for the backward pass (:func:`tvf_core.swin.recompute_activations`).
@@ -60,12 +64,17 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     if precision:
         one_of(precision, ("fp32", "bf16", "fp16"), "precision")
     one_of(method, [name for name, m in METHODS.items() if m.build], "trainable method")
+    check_losses(method, losses)
     steps = profile.steps if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
+    directions = METHODS[method].objective.directions
+    steps = -(-steps // directions)
     out = Path(out) if out else runs() / profile.data / method
     AcceleratorState._reset_state()  # else the precision of an earlier training in this process would stay
-    accelerator = Accelerator(mixed_precision={"fp32": "no", "": None}.get(precision, precision))
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "": None}.get(precision, precision),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=METHODS[method].objective.partly_used)])
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision: fp16 needs a GPU; a processor knows fp32 and bf16")
     with accelerator.main_process_first():  # one process generates the embedded data, the others find it
@@ -73,7 +82,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
     training = {k: v for k, v in asdict(profile).items() if k not in ("live_steps", "test_pairs")}
     recipe = {"method": method, **training, "steps": steps, "seed": seed, "network": asdict(config),
-              "processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+              **({"losses": losses} if losses else {}), "processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
     if (out / "weights.json").exists():
         card = json.loads((out / "weights.json").read_text())
         _same_settings(card["settings"], recipe, out)
@@ -83,16 +92,16 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     torch.manual_seed(seed)
     network = Model(config).network
     recompute_activations(network, recompute)
-    optimizer = torch.optim.Adam(network.parameters(), lr=profile.lr, amsgrad=True)
-    network, optimizer = accelerator.prepare(network, optimizer)
-    plain = accelerator.unwrap_model(network)
+    plain = objective(config, network, splits["train"].classes, losses)  # may hold more than the network: all of it is trained
+    optimizer = torch.optim.Adam(plain.parameters(), lr=profile.lr, amsgrad=True)
+    trained, optimizer = accelerator.prepare(plain, optimizer)
 
     begin, best, spent, history = 0, -np.inf, 0.0, []
     state_file = out / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
         _same_settings(json.loads(state["recipe"]), recipe, out)
-        plain.load_state_dict(state["network"])
+        plain.load_state_dict(state["trained"])
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
@@ -102,7 +111,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         best_weights = None
 
     def save_state(step):
-        content = {"recipe": json.dumps(recipe), "network": plain.state_dict(), "optimizer": optimizer.state_dict(),
+        content = {"recipe": json.dumps(recipe), "trained": plain.state_dict(), "optimizer": optimizer.state_dict(),
                    "step": step, "best": best, "best_weights": best_weights, "seconds": spent + time.time() - start,
                    "history": json.dumps(history), "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
         with write_then_rename(state_file) as temporary:
@@ -115,12 +124,11 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         torch.manual_seed(_seed(seed, step, accelerator.process_index))
         for group in optimizer.param_groups:
             group["lr"] = profile.lr * (1 - step / steps) ** 0.9
-        pairs = draw_pairs(splits["train"], step, profile.batch, seed, accelerator.process_index)
+        pairs = draw_pairs(splits["train"], step * directions, profile.batch, seed, accelerator.process_index)
         batch = {k: v.to(accelerator.device) for k, v in splits["train"].stack(pairs).items()}
 
-        network.train()
-        displacement, velocity = network(batch["moving"], batch["fixed"])
-        terms = objective(method, batch, displacement, velocity, splits["train"].classes, plain.convention.sampled(displacement))
+        trained.train()
+        terms = trained(batch, step / steps)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             parts = ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items())
@@ -132,10 +140,10 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         record = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}}
         done = step + 1
         if done % max(1, steps // validations) == 0 or done == steps:
-            record["validation"] = validate(plain, config, splits["val"], validation_pairs, accelerator.device)
+            record["validation"] = validate(network, config, splits["val"], validation_pairs, accelerator.device)
             if best_weights is None or not best >= record["validation"]:  # also if the first score was NaN
                 best = record["validation"]
-                best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
+                best_weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
         history.append(record)
         bar.set_postfix(loss=f"{record['loss']:.4f}", best=f"{best:.4f}", refresh=False)
         if accelerator.is_main_process and time.time() - saved > 60 * save_minutes and done < steps:
@@ -146,7 +154,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     card = run_card(recipe, seconds, accelerator.device) | {
         "validation": {"score": best, "pairs": min(validation_pairs, len(splits["val"])),
                        "metric": "dice" if splits["val"].classes else "ssim"},
-        "parameters": sum(p.numel() for p in plain.parameters()),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "pairs_seen": steps * directions * profile.batch * accelerator.num_processes,
         "loss": {"first": _mean_loss(history[:20]), "last": _mean_loss(history[-20:])},
     }
     if accelerator.is_main_process:

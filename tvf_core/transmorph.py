@@ -27,14 +27,16 @@ HEAD_CHANNELS = 16
 
 @dataclass(frozen=True)
 class Convention:
-    """How a network halves images and doubles fields, and ``sampled(u)``, what its warp makes of a displacement."""
+    """How a network halves images and doubles fields, ``sampled(u)``, what its warp makes of a displacement, and
+    what that warp reads outside the image (``padding``, see :func:`tvf_core.fields.sample`)."""
 
     halve: Callable
     double: Callable
     sampled: Callable
+    padding: str = "zeros"
 
     def warp(self, image, displacement):
-        return fields.warp(image, self.sampled(displacement))
+        return fields.warp(image, self.sampled(displacement), padding=self.padding)
 
 
 def _as_given(displacement):

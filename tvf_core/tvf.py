@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from . import released
 from .checks import check_pair, one_of
 from .fields import at_least_float32, identity_grid, sample
-from .integrate import INTEGRATORS, advance
+from .integrate import STEPS, advance
 from .transmorph import HEAD_CHANNELS, RELEASED, STANDARD, DecoderBlock, conv_unit, predict, registration_head
 
 
@@ -44,7 +44,7 @@ class TimeVaryingVelocity(nn.Module):
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
         dim, c = backbone.dim, backbone.channels
-        self.dim, self.steps, self.method = dim, steps, one_of(method, INTEGRATORS, "integrator")
+        self.dim, self.steps, self.method = dim, steps, one_of(method, (*STEPS, "released"), "integrator of a velocity that changes in time")
         self.convention = RELEASED if method == "released" else STANDARD
         self.recompute = False
         self.backbone = backbone

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import fields, integrate, losses
 from ..checks import one_of
-from ..methods import SIZES, Model, NetworkConfig, objective, swin_config
+from ..methods import METHODS, SIZES, Model, NetworkConfig, swin_config
+from ..objectives import standard_terms
 from ..swin import WindowAttention, recompute_activations
 from . import literal, peers
 
@@ -203,7 +204,7 @@ def train_step(s: Setting) -> Operation:
         return literal.lncc(warped, batch["fixed"]) + dice + losses.diffusion(u)
 
     def our_loss(batch, u):
-        return sum(objective("tm-tvf", batch, u, None, s.labels if u.shape[1] == 3 else 0).values())
+        return sum(standard_terms(METHODS["tm-tvf"].weights(u.shape[1]), {}, batch, u, None, s.labels if u.shape[1] == 3 else 0).values())
 
     def form(network, loss_of, precision=None, recompute=False):
         optimizer = torch.optim.Adam(network.parameters(), lr=0.0, amsgrad=True)  # 0: every run starts from the same weights
