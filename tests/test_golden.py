@@ -1,12 +1,14 @@
 """Numbers of the released programs and of the official evaluation (``TVF_GOLDEN`` names their folder)."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from tvf_core import checkpoints, cli, fields, integrate, losses, metrics, released
+from tvf_core.baselines import lapirn
 from tvf_core.methods import swin_config
 
 
@@ -143,3 +145,68 @@ def test_released_checkpoint_file_gives_the_same_displacement(golden, tmp_path):
         assert list(swin_config(model.config).window) == json.loads(str(file["meta"]))["window_size"]
         for key, value in registered(model, file).items():
             agree(f"{path.name} {key}", value, file[key])
+
+
+def normalised(field):
+    """A field in voxels as LapIRN stores it: -1 to 1 along each axis, components in reverse order."""
+    return (field / lapirn.voxels(torch.ones_like(field))).flip(1)
+
+
+def stored_by_vm_diff(network, moving, fixed, displacement):
+    mean, log_variance = network.distribution(moving, fixed)
+    half = torch.tensor(displacement.shape[2:]).sub(1).div(2).view(1, -1, *[1] * network.dim)
+    places = fields.identity_grid(displacement.shape[2:]) + displacement
+    return {"velocity_mean": mean, "velocity_log_variance": log_variance, "map_normalised": places / half - 1,
+            "displacement_half_resolution": network.half_displacement(mean)}
+
+
+def stored_by_lapirn(network, moving, fixed, displacement):
+    levels = network.pyramid(moving, fixed)
+    if network.diffeomorphic:
+        velocities = [normalised(velocity[:, 0]) for _, velocity in levels]
+        return {"displacement_normalised": normalised(displacement), "fixed": fixed, "velocity_total": velocities[2],
+                "level1_velocity": velocities[0], "level2_velocity": velocities[1]}
+    sums = [normalised(u) for u, _ in levels]
+    # what each level adds; the upsampled field below is theirs in normalised coordinates, without rescaling
+    added = [sums[0], *[a - torch.nn.functional.interpolate(b, scale_factor=2, mode="trilinear") for a, b in zip(sums[1:], sums)]]
+    return {"field_normalised": sums[2], "fixed": fixed, "level1_field": added[0], "level2_field": added[1], "level3_field": added[2]}
+
+
+BASELINES = {  # file -> method, and what its network computes besides displacement and warped image
+    "released_vm2_3d": ("vm-2", None), "released_vm2_2d": ("vm-2", None), "released_cyclemorph_3d": ("cyclemorph", None),
+    "released_vmdiff_3d": ("vm-diff", stored_by_vm_diff),
+    "released_lapirn_disp_3d": ("lapirn", stored_by_lapirn), "released_lapirn_diff_3d": ("lapirn-diff", stored_by_lapirn),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_released_baseline_gives_every_stored_array(name, golden, tmp_path):
+    file, (method, more) = golden(name), BASELINES[name]
+    state = {key.removeprefix("state/"): torch.from_numpy(file[key]) for key in file.files if key.startswith("state/")}
+    torch.save({"state_dict": state}, tmp_path / f"{name}.pth.tar")
+    model = checkpoints.load(tmp_path / f"{name}.pth.tar", method=method)
+    assert model.config.method == method and model.config.dim == len(json.loads(str(file["meta"]))["img_size"])
+    moving, fixed = torch.from_numpy(file["input"]).split(1, dim=1)
+    result = model.register(moving, fixed)
+    ours = {"displacement": result.displacement, "warped": result.warped}
+    if more:
+        with torch.no_grad():
+            ours |= more(model.network, moving, fixed, result.displacement)
+    stored = {key for key in file.files if not key.startswith("state/")} - {"meta", "input"}
+    assert len(stored) >= 2
+    for key in sorted(stored):
+        agree(f"{name} {key}", ours[key], file[key])
+    converted = tmp_path / "converted.safetensors"
+    cli.convert(tmp_path / f"{name}.pth.tar", converted, method=method)
+    torch.testing.assert_close(checkpoints.load(converted).register(moving, fixed).displacement, result.displacement)
+
+
+def test_multiscale_lncc_is_that_of_lapirn(golden):
+    file = golden("released_losses")
+    names = [key for key in file.files if key.startswith("lapirn_ncc")]
+    assert names
+    for name in names:
+        window, scales = map(int, re.fullmatch(r"lapirn_ncc_win(\d+)_scale(\d+)", name).groups())
+        windows = [window - 2 * k for k in range(scales)]
+        value = losses.multiscale_lncc(torch.from_numpy(file["moving"]), torch.from_numpy(file["fixed"]), windows)
+        agree(name, value, file[name])

@@ -49,14 +49,14 @@ def test_smooth_is_symmetric_so_that_its_gradient_is_itself():
 @pytest.mark.parametrize("shape", [(64, 48), (63, 49), (32, 40, 36), (33, 39, 35)], ids=str)
 def test_the_energy_of_one_velocity_is_the_same_at_every_scale(shape):
     """The velocity is a cosine of the image grid's positions, sampled where each scale has its voxels."""
-    alpha, gamma, beta, energies, grid = 0.5, 0.05, 2, [], list(shape)
+    alpha, gamma, beta, energies, grid = 1.0, 0.05, 2, [], list(shape)
     for scale in (1, 2):
         x = scale * (fields.identity_grid(grid, dtype=torch.float64) + 0.5)  # from the image's edge, in its voxels
-        waves = torch.stack([torch.cos(torch.pi * x[0, d] / shape[d]) for d in range(len(shape))])
+        waves = torch.stack([torch.cos(torch.pi * (shape[d] // 16) * x[0, d] / shape[d]) for d in range(len(shape))])
         v = 3 * waves.prod(0).expand(1, 1, len(shape), *grid) / scale  # voxels of its own grid
         energies.append(lddmm.energy(losses.lddmm_operator(v[0], alpha / scale**2, gamma, beta)[None], scale).item())
         grid = [-(-s // 2) for s in grid]
-    assert energies[1] == pytest.approx(energies[0], rel=0.03 + 0.06 * (shape[0] % 2))
+    assert energies[1] == pytest.approx(energies[0], rel=0.03)
 
 
 def test_a_disc_becomes_a_c_without_folding_and_back():

@@ -10,7 +10,7 @@ import yaml
 from tvf_core import evaluate, integrate, tables
 from tvf_core.data import load
 from tvf_core.fields import identity_grid
-from tvf_core.methods import METHODS
+from tvf_core.methods import available
 from tvf_core.paths import RESULTS, ROOT
 
 
@@ -22,7 +22,8 @@ def test_the_smoke_profile_runs_the_notebook(name, tmp_path, monkeypatch):
                                       cwd=tmp_path, kernel_name="python3", progress_bar=False)
     assert any("injected-parameters" in cell.metadata.tags for cell in done.cells)
     written = evaluate.read_results(tmp_path / "runs" / "results", profile["data"])
-    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(METHODS, profile["test_pairs"])
+    methods = available({"demo_faces": 2, "demo_brains": 3}[profile["data"]])
+    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(methods, profile["test_pairs"])
 
 
 def test_a_mistyped_parameter_stops_the_notebook(tmp_path):
@@ -40,8 +41,9 @@ def test_the_readme_shows_the_stored_results(number, data):
 @pytest.mark.parametrize("data, metric, margin", [("demo_faces", "ssim", 0.02), ("demo_brains", "dice", 0.1)])
 def test_the_stored_results_clearly_beat_no_registration(data, metric, margin):
     stored = {m: s["summary"] for m, s in evaluate.read_results(RESULTS, data).items()}
-    assert set(stored) == set(METHODS)
-    assert stored["tm-tvf"][metric]["mean"] > stored["identity"][metric]["mean"] + margin
+    assert list(stored) == available({"ssim": 2, "dice": 3}[metric])
+    for method in stored:
+        assert method == "identity" or stored[method][metric]["mean"] > stored["identity"][metric]["mean"] + margin
     assert stored["identity"]["folding_percent"]["mean"] == 0
 
 

@@ -158,7 +158,7 @@ def _from_released(path: Path, window: tuple[int, ...] | None, method: str) -> M
         if method and METHODS[one_of(method, METHODS, "method")].build is not METHODS[config.method].build:
             raise ValueError(f"it holds a network of {config.method}, not of {method}")
         if method:
-            config = replace(config, method=method)
+            config = replace(config, method=method, integrator=config.integrator if config.integrator == "released" else "")
         model = Model(config)
         model.network.load_state_dict(_renamed(state, config, model.network.state_dict(), baseline[1] if baseline else ()))
     except Exception as error:  # tensors of absurd shapes end in errors of every kind

@@ -1,0 +1,270 @@
+"""Every method, 2D and 3D: it learns, finds known translations, answers in the package's convention; its published size."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tvf_core import cli, data, evaluate, fields, losses, objectives, tables, train
+from tvf_core.baselines import lapirn
+from tvf_core.methods import METHODS, Model, NetworkConfig, available, objective
+from tvf_core.profiles import Profile
+
+# Reference: counted on the released networks. LapIRN by its start channel.
+COUNTS = [
+    ("vm-2", 3, "large", 301_411), ("vm-2", 2, "large", 100_530), ("vm-diff", 3, "large", 307_878), ("vm-diff", 2, "large", 102_532),
+    ("cyclemorph", 3, "large", 361_299), ("cyclemorph", 2, "large", 120_602),
+    ("lapirn", 3, "large", 923_748), ("lapirn", 2, "large", 309_792), ("lapirn-diff", 3, "large", 923_748),
+    ("lapirn", 3, {"start": 4}, 305_520), ("lapirn", 3, {"start": 6}, 680_616), ("lapirn", 3, {"start": 8}, 1_203_936),
+    ("clapirn", 3, "large", 1_222_068), ("clapirn", 3, "small", 557_040), ("clapirn", 2, {"start": 64}, 26_783_424),
+]
+
+
+@pytest.mark.parametrize("method,dim,size,expected", COUNTS, ids=str)
+def test_parameter_counts_of_the_baselines_are_the_published_ones(method, dim, size, expected):
+    with torch.device("meta"):
+        network = Model(NetworkConfig(method, dim, size)).network
+    assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def test_parameter_counts_of_lapirn_by_level():
+    with torch.device("meta"):
+        levels = lapirn.LapIRN(3, 7).levels
+    sums = itertools.accumulate(sum(p.numel() for p in level.parameters()) for level in levels)
+    assert list(sums) == [306_404, 615_076, 923_748]
+
+
+DATA = {2: "demo_faces", 3: "demo_brains"}
+EVERY = [(method, dim) for dim in (2, 3) for method in available(dim) if method != "identity"]
+
+
+@pytest.mark.parametrize("method,dim", EVERY)
+def test_a_known_translation_comes_back_along_each_axis(method, dim):
+    pairs = data.load(DATA[dim], "test")
+    fixed = pairs.batch([pairs.spread(3)[1]])["fixed"]
+    model = evaluate.load_model(method, pairs)
+    for axis, t in enumerate((2.0, -2.0, 2.0)[:dim]):
+        shift = torch.zeros(1, dim, *pairs.shape)
+        shift[:, axis] = -t
+        moving = fields.warp(fixed, shift, padding="border")  # moving(x) = fixed(x - t), so warped(x) = moving(x + u(x)) needs u = t
+        result = model.register(moving, fixed)
+        # seen only where the image changes along the axis
+        weight = torch.diff(fixed, dim=2 + axis, append=fixed.narrow(2 + axis, -1, 1)).square()
+        found = ((result.displacement * weight).flatten(2).sum(-1) / weight.sum())[0]
+        assert 0.4 < found[axis] / t < 1.2, found
+        assert all(abs(u) < 0.3 * abs(t) for k, u in enumerate(found) if k != axis), found
+        warped = fields.warp(moving, result.displacement)
+        assert losses.mse(warped, fixed) < 0.3 * losses.mse(moving, fixed)
+        if method != "tm-tvf-released":
+            back = ((result.inverse() * weight).flatten(2).sum(-1) / weight.sum())[0]
+            assert 0.3 < -back[axis] / t < 1.2, back
+            assert fields.inverse_consistency_error(result.displacement, result.inverse()).mean() < 0.1
+
+
+def test_inverses_are_labelled_by_how_they_are_made():
+    for name, entry in METHODS.items():
+        kind = entry.inverse.split(":")[0]
+        assert kind == ("exact" if entry.has_velocity or name == "identity" else "approximate") or name == "tm-tvf-released"
+    assert METHODS["tm-tvf-released"].inverse.startswith("none")
+
+
+def test_every_method_of_the_paper_is_there_in_its_dimensions():
+    printed = tables.paper_values()
+    for number, dim in ((1, 2), (2, 3)):
+        assert set(printed[f"table{number}"]) <= set(available(dim))
+    assert "convexadam" not in available(2) and "convexadam" not in available(3, trainable=True)
+
+
+def test_every_number_of_the_training_has_a_source():
+    for entry in METHODS.values():
+        assert entry.source or entry.field == "none"
+        for dim in entry.dims if entry.build else ():
+            assert entry.losses[dim]
+            for number in [*entry.losses[dim].values(), *entry.constants.get(dim, {}).values()]:
+                assert len(number.source) > 10 and np.isfinite(number.value)
+
+
+@pytest.mark.parametrize("sources", [False, True])
+def test_the_command_lists_methods_and_sources(sources, capsys):
+    cli.methods(sources=sources)
+    lines = capsys.readouterr().out.splitlines()
+    names = {line.split()[0] for line in lines[1:]}
+    if sources:
+        assert names == {"all"} | {name for name, entry in METHODS.items() if entry.build}
+        assert any("1 / sigma^2" in line and "1e+04" in line for line in lines if line.startswith("vm-diff"))
+    else:
+        assert names == set(METHODS)
+        row = next(line for line in lines if line.startswith("convexadam"))
+        assert "3D" in row and "convexAdam 0.2.0" in row and "approximate" in row
+
+
+def test_published_sizes_are_counted_without_building_them():
+    header, rows = tables.methods("large")
+    counts = {row[0]: row[header.index("3D")] for row in rows}
+    assert counts["lapirn"] == "923,748" and counts["tm-tvf"] == "108,611,336"
+
+
+def build(method, dim, size="demo", **kwargs):
+    torch.manual_seed(0)
+    config = NetworkConfig(method, dim, size, **kwargs)
+    network = Model(config).network
+    return network, objective(config, network, classes=3)
+
+
+def batch(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.rand(2, 1, *shape, generator=generator) for _ in range(2)]
+    maps = [torch.randint(0, 3, (2, 1, *shape), generator=generator) for _ in range(2)]
+    return {"moving": images[0], "fixed": images[1], "moving_labels": maps[0], "fixed_labels": maps[1]}
+
+
+def lively_parameters(module, scale=0.3):
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=scale / max(1, p[0].numel()) ** 0.5)
+
+
+@pytest.mark.parametrize("shape", [(19, 22), (17, 18, 20)], ids=str)
+def test_cyclemorph_minimises_its_formula(shape):
+    network, whole = build("cyclemorph", len(shape))
+    lively_parameters(whole, 2.0)
+    b = batch(shape)
+    moving, fixed = b["moving"], b["fixed"]
+
+    def g(which, x, y):  # x under the field that registers it to y
+        return fields.warp(x, which(x, y)[0])
+
+    there, back = g(whole.network, moving, fixed), g(whole.partner, fixed, moving)
+    expected = {
+        "lncc": losses.lncc(there, fixed) + losses.lncc(back, moving),
+        "diffusion": losses.diffusion(network(moving, fixed)[0]) + losses.diffusion(whole.partner(fixed, moving)[0]),
+        "cycle": 0.1 * ((g(whole.partner, there, back) - moving).abs().mean() + (g(whole.network, back, there) - fixed).abs().mean()),
+        "identity": 0.5 * (losses.lncc(g(whole.network, fixed, fixed), fixed) + losses.lncc(g(whole.partner, moving, moving), moving)),
+    }
+    found = whole(b)
+    assert network(moving, fixed)[0].abs().max() > 0.1
+    torch.testing.assert_close(found, expected)
+    sum(found.values()).backward()
+    assert all(p.grad is not None for p in whole.parameters())
+    assert not any("partner" in name for name in network.state_dict())  # one direction registers
+
+
+def test_cyclemorph_sees_as_many_ordered_pairs_in_half_the_steps(toy_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    seen, draw = [], train.draw_pairs
+    monkeypatch.setattr(train, "draw_pairs", lambda *args: (seen.append(args[1]), draw(*args))[1])
+    cards = {m: train.train(m, Profile("toy2d", steps=7, batch=2), out=tmp_path / m, progress=False) for m in ("vm-2", "cyclemorph")}
+    assert cards["vm-2"]["pairs_seen"] == 14 and len(cards["vm-2"]["history"]) == 7
+    assert cards["cyclemorph"]["pairs_seen"] == 16 and len(cards["cyclemorph"]["history"]) == 4  # rounded up to whole steps
+    assert seen[7:] == [0, 2, 4, 6]  # never the same pair turned round
+
+
+def test_vm_diff_draws_in_training_and_takes_the_mean_to_register(smooth_image):
+    network, whole = build("vm-diff", 2)
+    torch.nn.init.normal_(network.flow_mean.weight, std=0.5)
+    b = batch((24, 21))
+    mean, log_variance = network.distribution(b["moving"], b["fixed"])
+    torch.testing.assert_close(log_variance, torch.full_like(mean, -10.0))
+    torch.manual_seed(5)
+    terms = whole(b)
+    torch.manual_seed(5)
+    drawn = mean + np.exp(-5) * torch.randn_like(mean)
+    warped = fields.warp(b["moving"], network.displacement(drawn, (24, 21)))
+    torch.testing.assert_close(terms["mse"], 1e4 * losses.mse(warped, b["fixed"]))
+    torch.testing.assert_close(terms["kl"], losses.velocity_kl(mean, log_variance, 25.0))
+    displacement, velocity = network(b["moving"], b["fixed"])
+    assert torch.equal(velocity[:, 0], mean)
+    torch.testing.assert_close(displacement, network.displacement(mean, (24, 21)))
+
+
+def test_lapirn_grows_level_by_level(monkeypatch):
+    network, whole = build("lapirn", 2)
+    lively_parameters(network)
+    calls, pyramid = [], network.pyramid
+    monkeypatch.setattr(network, "pyramid", lambda m, f, level, frozen, code: (calls.append((level, frozen)), pyramid(m, f, level, frozen, code))[1])
+    b = batch((33, 30))
+    trained = {}
+    for progress in (0, 0.249, 0.25, 0.26, 0.27, 0.5, 0.51, 0.52, 0.999):
+        network.zero_grad()
+        sum(whole(b, progress).values()).backward()
+        trained[progress] = [any(p.grad is not None and p.grad.any() for p in level.parameters()) for level in network.levels]
+    assert calls == [(1, False), (1, False), (2, True), (2, True), (2, False), (3, True), (3, True), (3, False), (3, False)]
+    assert list(trained.values()) == [[True, False, False]] * 2 + [[False, True, False]] * 2 + [[True, True, False]] + [
+        [False, False, True]] * 2 + [[True, True, True]] * 2
+
+
+@pytest.mark.parametrize("method", ["lapirn", "lapirn-diff"])
+def test_lapirn_compares_each_level_with_the_averaged_fixed_image(method):
+    network, whole = build(method, 3)
+    lively_parameters(network, 2.0)
+    b = batch((18, 17, 16))
+    fixed = [b["fixed"], losses.average_down(b["fixed"])]
+    fixed.append(losses.average_down(fixed[1]))
+    levels = network.pyramid(b["moving"], b["fixed"])
+    weight = {"lapirn": 1.0, "lapirn-diff": 3.5}[method]
+    for k, (progress, windows) in enumerate(((0.1, (3,)), (0.4, (5, 3)), (0.9, (7, 5, 3)))):
+        u, v = levels[k]
+        assert u.shape[2:] == fixed[2 - k].shape[2:]
+        # the coarse grid's points in the full image: first and last voxels coincide
+        ratio = torch.tensor([(n - 1) / (s - 1) for n, s in zip((18, 17, 16), u.shape[2:])]).view(1, 3, 1, 1, 1)
+        warped = fields.sample(b["moving"], (fields.identity_grid(u.shape[2:]) + u) * ratio, padding="border")
+        terms = whole(b, progress)
+        torch.testing.assert_close(terms["multiscale_lncc"], losses.multiscale_lncc(warped, fixed[2 - k], windows))
+        rough = (u if v is None else v[:, 0]) * 2  # the authors multiply normalised values by (size - 1): twice the voxels
+        penalty = sum(torch.diff(rough, dim=a).square().mean() for a in (2, 3, 4)) / 3
+        torch.testing.assert_close(terms["diffusion"], weight * penalty)
+        assert ("dice" in terms) == (k == 2)
+
+
+def test_the_code_of_conditional_lapirn_is_what_it_registers_with():
+    network, whole = build("clapirn", 2)
+    lively_parameters(network, 1.5)
+    b = batch((24, 21))
+    default = network(b["moving"], b["fixed"])[0]
+    network.code = 0.9
+    other = network(b["moving"], b["fixed"])[0]
+    assert (default - other).abs().max() > 1e-3
+    for code, expected in ((0.1, default), (0.9, other)):
+        torch.testing.assert_close(network.pyramid(b["moving"], b["fixed"], code=torch.full((2, 1), code))[-1][0], expected)
+    torch.manual_seed(3)
+    code = torch.rand(1, 1).item()
+    torch.manual_seed(3)
+    terms = whole(b, 0.9)
+    u = network.pyramid(b["moving"], b["fixed"], code=torch.full((2, 1), code))[-1][0]
+    torch.testing.assert_close(terms["diffusion"], 10 * code * 4 * losses.diffusion(u))
+
+
+@pytest.mark.parametrize("method", ["vm-diff", "lapirn-diff"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_stationary_velocity_is_explained_by_its_flow(method, dim, smooth_image):
+    shape = (33, 30) if dim == 2 else (21, 20, 19)
+    network, _ = build(method, dim)
+    model = Model(NetworkConfig(method, dim), network)
+    lively_parameters(network, 1.5)
+    moving, fixed = smooth_image(shape, seed=0), smooth_image(shape, seed=1)
+    velocity = model.register(moving, fixed).velocity
+    with torch.no_grad():  # small, for a random field is rough
+        for layer in [network.flow_mean] if method == "vm-diff" else [level.output[2] for level in network.levels]:
+            for p in layer.parameters():
+                p *= 0.1 / velocity.abs().max()
+    result = model.register(moving, fixed)
+    torch.testing.assert_close(result.displacement, network(moving, fixed)[0])
+    assert result.displacement.abs().max() > 0.03 and result.velocity.shape[1] == 1
+    fine = model.register(moving, fixed, "rk4", 32)
+    assert (fine.displacement - result.displacement).abs().mean() < 0.1 * result.displacement.abs().mean()
+    error = fields.inverse_consistency_error(result.displacement, result.inverse())
+    assert error.mean() < 0.1 * result.displacement.norm(dim=1).mean()
+    torch.testing.assert_close(result.trajectory([0, 1])[:, 1], result.displacement)
+
+
+def test_losses_can_be_exchanged(toy_data, tmp_path):
+    card = train.train("tm-tvf", Profile("toy2d", "tiny", steps=2), time_steps=2, losses={"ssim": 1.0, "velocity_diffusion": 0.5},
+                       out=tmp_path, progress=False, validations=1, validation_pairs=1)
+    assert set(card["history"][0]) >= {"ssim", "velocity_diffusion"} and "lncc" not in card["history"][0]
+    assert card["settings"]["losses"] == {"ssim": 1.0, "velocity_diffusion": 0.5}
+    assert -1 <= card["history"][0]["ssim"] < 0
+
+
+def test_known_terms_are_those_that_methods_use():
+    standard = {term for entry in METHODS.values() if entry.objective is objectives.Objective for dim in entry.losses for term in entry.losses[dim]}
+    assert standard <= set(objectives.TERMS)
