@@ -79,10 +79,11 @@ def test_every_method_of_the_paper_is_there_in_its_dimensions():
 def test_every_number_of_the_training_has_a_source():
     for entry in METHODS.values():
         assert entry.source or entry.field == "none"
-        for dim in entry.dims if entry.build else ():
-            assert entry.losses[dim]
-            for number in [*entry.losses[dim].values(), *entry.constants.get(dim, {}).values()]:
-                assert len(number.source) > 10 and np.isfinite(number.value)
+        for dim in entry.dims:
+            numbers = entry.losses.get(dim, {}) | entry.constants.get(dim, {})
+            assert numbers or entry.field == "none"
+            assert bool(entry.build) == bool(entry.losses)
+            assert all(len(number.source) > 10 for number in numbers.values())
 
 
 @pytest.mark.parametrize("sources", [False, True])
@@ -91,7 +92,7 @@ def test_the_command_lists_methods_and_sources(sources, capsys):
     lines = capsys.readouterr().out.splitlines()
     names = {line.split()[0] for line in lines[1:]}
     if sources:
-        assert names == {"all"} | {name for name, entry in METHODS.items() if entry.build}
+        assert names == {"all"} | set(METHODS) - {"identity"}
         assert any("1 / sigma^2" in line and "1e+04" in line for line in lines if line.startswith("vm-diff"))
     else:
         assert names == set(METHODS)
@@ -243,10 +244,10 @@ def test_a_stationary_velocity_is_explained_by_its_flow(method, dim, smooth_imag
     lively_parameters(network, 1.5)
     moving, fixed = smooth_image(shape, seed=0), smooth_image(shape, seed=1)
     velocity = model.register(moving, fixed).velocity
-    with torch.no_grad():  # small, for a random field is rough
+    with torch.no_grad():  # small, for a random field is rough (and softsign bends the large ones)
         for layer in [network.flow_mean] if method == "vm-diff" else [level.output[2] for level in network.levels]:
             for p in layer.parameters():
-                p *= 0.1 / velocity.abs().max()
+                p *= (0.3 if method == "vm-diff" else 0.003) / velocity.abs().max()
     result = model.register(moving, fixed)
     torch.testing.assert_close(result.displacement, network(moving, fixed)[0])
     assert result.displacement.abs().max() > 0.03 and result.velocity.shape[1] == 1

@@ -72,9 +72,9 @@ class NetworkConfig:
 
 
 class Sourced(NamedTuple):
-    """A number of a method, and where it is from."""
+    """A number of a method (for solvers also a name, or a number per scale), and where it is from."""
 
-    value: float
+    value: float | str | tuple
     source: str
 
 
@@ -89,7 +89,7 @@ class Method:
     solve : ``(moving, fixed) -> Registration`` for methods without a network.
     losses : for 2D and 3D, loss term -> weight and its source. Label terms are skipped on data without labels,
         as the paper does for the faces.
-    constants : for 2D and 3D, other numbers of the loss.
+    constants : for 2D and 3D, other numbers of the loss, or a solver's settings.
     objective : how the terms come about (:mod:`tvf_core.objectives`).
     field, inverse : what is predicted; how good its inverse is, and how it is obtained.
     integrator : that the network is trained with, unless its configuration says otherwise.
@@ -188,6 +188,11 @@ def _everywhere(**numbers: Sourced) -> dict[int, dict[str, Sourced]]:
     return {2: numbers, 3: numbers}
 
 
+def _settings(values: dict, published: dict, chosen: str) -> dict[str, Sourced]:
+    """Settings of a solver: those that are as published name their source, the others how they were chosen."""
+    return {name: Sourced(value, published.get((name, value), chosen)) for name, value in values.items()}
+
+
 def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
     """Losses of LapIRN; the authors' smoothness counts twice the displacement, so four times ours."""
     ncc = Sourced(1.0, "Mok & Chung 2020; windows 3, 5-3 and 7-5-3 as in their code")
@@ -232,26 +237,30 @@ METHODS = {
     ),
     "convexadam": Method(
         "ConvexAdam (MIND)", solve=convexadam.solve, dims=(3,), source="Siebert et al. 2021 (Learn2Reg)",
+        constants={3: _settings(convexadam.SETTINGS, {item: "default of convexAdam 0.2.0" for item in convexadam.PACKAGE_DEFAULTS.items()},
+                                "ours: chosen on validation pairs of the demo brains")},
         code="authors' package convexAdam 0.2.0",
     ),
     "lapirn": Method(
-        "LapIRN", _lapirn, losses=_pyramid(Sourced(4.0, "1 of Mok & Chung 2020, their displacement code")),
+        "LapIRN", _lapirn, losses=_pyramid(Sourced(4.0, "1 of Mok & Chung 2020, of twice the voxels; their displacement code")),
         constants=_everywhere(frozen=Sourced(1 / 60, "Mok & Chung 2020: 2,000 of 120,003 iterations")),
         objective=PyramidObjective, source="Mok & Chung 2020 (MICCAI)",
     ),
     "lapirn-diff": Method(
-        "LapIRN, diffeomorphic", _lapirn, losses=_pyramid(Sourced(14.0, "3.5 of Mok & Chung 2020, their diffeomorphic code")),
+        "LapIRN, diffeomorphic", _lapirn, losses=_pyramid(Sourced(14.0, "3.5 of Mok & Chung 2020, of twice the voxels; their diffeomorphic code")),
         constants=_everywhere(frozen=Sourced(1 / 60, "Mok & Chung 2020: 2,000 of 120,003 iterations")),
         objective=PyramidObjective, field="stationary velocity", inverse=_FLOW_BACK, integrator="squaring",
         source="Mok & Chung 2020 (MICCAI)",
     ),
     "clapirn": Method(
-        "Conditional LapIRN", _lapirn, losses=_pyramid(Sourced(40.0, "Mok & Chung 2021: 10 times a code drawn from [0, 1]; 0.1 to register")),
+        "Conditional LapIRN", _lapirn, losses=_pyramid(Sourced(40.0, "10 of Mok & Chung 2021, of twice the voxels; times a code drawn from [0, 1], 0.1 to register")),
         constants=_everywhere(frozen=Sourced(1 / 40, "Mok & Chung 2021: 3,000 of 120,003 iterations")),
         objective=PyramidObjective, source="Mok & Chung 2021 (MICCAI), the paper's reference 16",
     ),
     "lddmm": Method(
         "LDDMM, pair by pair", solve=lddmm.solve, field="time-varying velocity", inverse=_FLOW_BACK,
+        constants={dim: _settings(lddmm.SETTINGS[dim], {(name, number.value): number.source for name, number in _LDDMM[dim].items()},
+                                  "ours: chosen on validation pairs of the demo data") for dim in (2, 3)},
         source="Beg et al. 2005 (IJCV 61); the paper's eq. 1",
     ),
     "tm": Method("TM", _tm, losses=_NCC, source="Chen et al. 2022 (Medical Image Analysis 82)"),

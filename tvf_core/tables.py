@@ -63,9 +63,11 @@ def sources() -> tuple[list[str], list[list[str]]]:
     """Header and a row per number of every method's training: where it is from, and what is open."""
     rows = [["all", "", what, value, source] for what, value, source in RECIPE]
     for name, m in METHODS.items():
-        for dim in m.dims:
-            numbers = m.losses.get(dim, {}) | m.constants.get(dim, {})
-            rows += [[name, f"{dim}D", what, f"{number.value:.4g}", number.source] for what, number in numbers.items()]
+        numbers = {dim: m.losses.get(dim, {}) | m.constants.get(dim, {}) for dim in m.dims}
+        for what, number in {item: None for by_name in numbers.values() for item in by_name.items()}:
+            dims = "/".join(f"{dim}D" for dim in m.dims if numbers[dim].get(what) == number)
+            value = number.value if isinstance(number.value, str | tuple) else f"{number.value:.4g}"
+            rows.append([name, dims, what, str(value), number.source])
     return ["method", "dim", "what", "value", "source"], rows
 
 
