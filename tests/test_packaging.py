@@ -127,3 +127,11 @@ def test_profiles_set_known_parameters_to_values_of_their_type(profile, number):
     wrong = {name: value for name, value in values.items() if known[name] in accepted
              and (not isinstance(value, accepted[known[name]]) or isinstance(value, bool) != (known[name] == "bool"))}
     assert not wrong
+
+
+def test_a_new_method_takes_under_30_lines():
+    """The page that adds one is run by nbval; here only its length."""
+    path = ROOT / "notebooks" / "08_methods.ipynb"
+    cells = [c for c in code_cells(path) if "add-a-method" in tags(c)]
+    assert len(cells) == 1
+    assert len(cells[0].source.splitlines()) < 30

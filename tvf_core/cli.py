@@ -103,7 +103,7 @@ def convert(released: Positional[Annotated[Path, tyro.conf.arg(metavar="RELEASED
 
 @app.command(name="train-all")
 def train_all() -> None:
-    """Train every shipped network in runs/ (finished ones are kept), copy to book/weights, evaluate into book/results."""
+    """Train every shipped network in runs/ (finished ones are kept), round it into book/weights, evaluate into book/results."""
     for name in DEMO_PROFILES:
         profile = profiles.read(name)
         for method in available(load(profile.data, "val").dim, trainable=True):

@@ -102,7 +102,7 @@ class Method:
     solve: Callable[[torch.Tensor, torch.Tensor], Registration] | None = None
     losses: dict[int, dict[str, Sourced]] = field(default_factory=dict)
     constants: dict[int, dict[str, Sourced]] = field(default_factory=dict)
-    objective: type[Objective] = Objective
+    objective: type[Objective] = field(default_factory=lambda: Objective)  # a plain default would be documented as a class of its own
     field: str = "displacement"
     inverse: str = "approximate: fixed point"
     integrator: str = "rk4"
