@@ -349,3 +349,29 @@ def test_a_2d_flow_equals_the_same_flow_extruded_to_3d(smooth_velocity):
         ours = flow(deep, inverse=inverse)[:, :, 2]
         assert not ours[:, 0].any()
         torch.testing.assert_close(ours[:, 1:], flow(velocity, inverse=inverse), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(21, 24), (13, 12, 15)], ids=str)
+def test_squaring_and_warping_agree_with_the_voxelmorph_package(shape, smooth_velocity, smooth_image):
+    peer = pytest.importorskip("voxelmorph.nn.functional")
+    velocity = smooth_velocity(shape, amplitude=3.0, steps=1, fade=1)
+    ours = integrate.scaling_and_squaring(velocity[:, 0], 6, padding="zeros")
+    torch.testing.assert_close(ours, peer.integrate_vec(velocity[:, 0], 6), atol=1e-5, rtol=0)
+    image = smooth_image(shape)
+    torch.testing.assert_close(fields.warp(image, ours), peer.spatial_transform(image, ours[0]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 29), (20, 23, 18)], ids=str)
+def test_squaring_as_an_integrator_is_the_flow_of_a_velocity_that_stays(shape, smooth_velocity):
+    velocity = smooth_velocity([-(-s // 2) for s in shape], amplitude=1.0, steps=1)
+    squared = integrate.flow(velocity, "squaring", shape=shape)
+    torch.testing.assert_close(squared, fields.double(integrate.scaling_and_squaring(velocity[:, 0]), shape))
+    own, exact = integrate.flow(velocity, "squaring"), integrate.flow(velocity, "rk4", 16)
+    assert (own - exact).abs().mean() < 0.05 * exact.abs().mean()
+    back = integrate.flow(velocity, "squaring", t0=1, t1=0, shape=shape)
+    torch.testing.assert_close(back, integrate.flow(-velocity, "squaring", shape=shape))
+    path = integrate.trajectory(velocity, [0, 0.5, 1], "squaring", shape=shape)
+    assert not path[:, 0].any()
+    torch.testing.assert_close(path[:, 1], integrate.flow(velocity / 2, "squaring", shape=shape))
+    constant = torch.full_like(velocity, 0.5)
+    torch.testing.assert_close(integrate.flow(constant, "squaring"), constant[:, 0])
