@@ -52,13 +52,13 @@ NUMPY_NUMBERS = [
 def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, compact: bool = False) -> None:
     """Write a network's weights and configuration to a ``.safetensors`` file.
 
-    ``compact`` rounds the numbers of large tensors to 8 bits of the largest in their row (output channel): a quarter
-    of the size, and scores that change in the fourth digit. The weights that come with the book are stored so.
+    ``compact`` rounds the numbers of large tensors to 8 bits of the largest in their row (index of the first axis): a
+    quarter of the size. The weights that come with the book are stored, and scored, so.
     """
     tensors = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
-        if compact and tensor.numel() > COMPACT_ABOVE:
+        if compact and tensor.dim() > 1 and tensor.numel() > COMPACT_ABOVE:
             scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-30) / 127
             tensors[name + SCALE] = scale
             tensor = (tensor / _per_row(scale, tensor)).round().to(torch.int8)
@@ -152,6 +152,8 @@ def _from_released(path: Path, window: tuple[int, ...] | None, method: str) -> M
     state = _read_pickle(path)
     try:
         baseline = next((names for mark, names in BASELINES.items() if mark in state), None)
+        if baseline is None and not any(name.startswith(("transformer.", "reg_head")) for name in state):
+            raise ValueError("its names are not those of TM, TM-TVF, VM-2, VM-diff, CycleMorph or three-level LapIRN")
         config = _baseline_config(state, baseline[0]) if baseline else released_config(state, window)
         if baseline and window is not None:
             raise ValueError(f"{config.method} has no attention window")
@@ -169,7 +171,7 @@ def _from_released(path: Path, window: tuple[int, ...] | None, method: str) -> M
 
 def _baseline_config(state: dict[str, torch.Tensor], method: str) -> NetworkConfig:
     """Configuration of a released VM-2, VM-diff, CycleMorph or LapIRN."""
-    first = next(tensor for tensor in state.values() if tensor.dim() > 3)
+    first = max(state.values(), key=torch.Tensor.dim)  # a convolution: its kernel tells the dimension
     rest = {"integrator": "released"} if method == "vm-diff" else {}
     if method == "lapirn":
         rest["size"] = {"start": _entry(state, "down_conv.weight", 4, 5).shape[0] // 4}

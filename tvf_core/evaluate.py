@@ -60,7 +60,7 @@ def load_model(method: str, data: PairData, weights: Path | None = None) -> Mode
     if METHODS[one_of(method, METHODS, "method")].build is None:
         return Model(NetworkConfig(method, data.dim))
     weights = Path(weights) if weights else checkpoints.shipped(method, data.name)
-    model = checkpoints.load(weights)
+    model = checkpoints.load(weights, method="" if weights.suffix == ".safetensors" else method)
     if (model.config.method, model.config.dim) != (method, data.dim):
         raise ValueError(f"{weights.name} holds {model.config.method} in {model.config.dim}D; "
                          f"{data.name} with this method needs {method} in {data.dim}D")

@@ -42,7 +42,7 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
 
 
 def multiscale_lncc(a: torch.Tensor, b: torch.Tensor, windows=(7, 5, 3), eps: float = 1e-5) -> torch.Tensor:
-    """Sum of :func:`lncc` over a pyramid of the images, scale i weighted by 2^-i (Mok & Chung 2020, eq. 1).
+    """Sum of :func:`lncc` over a pyramid of the images, scale i weighted by 2^-i (Mok & Chung 2020).
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def velocity_kl(mean: torch.Tensor, log_variance: torch.Tensor, prior: float) -> torch.Tensor:
-    """Divergence of a Gaussian velocity from a smooth prior, per voxel and up to a constant (Dalca et al. 2019, eq. 9).
+    """Divergence of a Gaussian velocity from a smooth prior, per voxel and up to a constant (Dalca et al. 2019).
 
     The velocity is N(mean, diag(variance)), the prior N(0, Lambda^-1) with ``Lambda = prior (D - A)``, the Laplacian of
     the grid: A connects neighbouring voxels, D counts each voxel's neighbours. So
@@ -112,8 +112,8 @@ def velocity_kl(mean: torch.Tensor, log_variance: torch.Tensor, prior: float) ->
 
     Notes
     -----
-    The authors' code halves the last sum and divides it by the number of axes; the copy in the TransMorph repository
-    leaves out further terms of it.
+    At the same lambda the authors' code weighs the last sum 2 D times less (it halves it and divides it by the number of
+    axes once more); the copy in the TransMorph repository leaves out further terms of it.
     """
     rank, voxels = check_field(mean, "mean"), mean[0, 0].numel()
     degree = torch.zeros_like(mean[0, 0])

@@ -31,6 +31,7 @@ SIZES = {
     "large": dict(embed=128, depths=(2, 2, 12, 2), heads=(4, 4, 8, 16)),
     "huge": dict(embed=192, depths=(2, 2, 12, 2), heads=(4, 8, 8, 16)),
 }
+FOLLOWS_RELEASED = ("vm-diff", "tm", "tm-tvf-lddmm", "tm-tvf", "tm-tvf-released", "vm-tvf")  # methods with rules of released code
 PUBLISHED_WINDOW = {2: (8, 8), 3: (5, 6, 7)}
 
 
@@ -68,6 +69,10 @@ class NetworkConfig:
         if self.time_steps < 1:
             raise ValueError(f"time_steps: expected at least 1, got {self.time_steps}")
         object.__setattr__(self, "integrator", one_of(self.integrator or entry.integrator, INTEGRATORS, "integrator"))
+        if (self.integrator == "squaring") != (entry.integrator == "squaring") and (entry.integrator, self.integrator) != ("squaring", "released"):
+            raise ValueError(f"integrator: {self.method} is trained with {entry.integrator}, got {self.integrator}")
+        if self.integrator == "released" and self.method not in FOLLOWS_RELEASED:
+            raise ValueError(f"integrator: there are no released rules for {self.method}; for: {', '.join(FOLLOWS_RELEASED)}")
         object.__setattr__(self, "head", one_of(self.head or ("full" if self.dim == 2 else "half"), ("full", "half"), "head"))
 
 
@@ -150,6 +155,8 @@ def _tm_tvf(config: NetworkConfig) -> nn.Module:
 
 
 def _lapirn(config: NetworkConfig) -> nn.Module:
+    if isinstance(config.size, dict) and config.size.keys() != {"start"}:
+        raise ValueError(f"network size of LapIRN: expected a name or {{'start': channels}}, got {config.size}")
     start = config.size["start"] if isinstance(config.size, dict) else START_CHANNELS[config.size]
     return LapIRN(config.dim, start, diffeomorphic=config.method == "lapirn-diff", conditional=config.method == "clapirn")
 
@@ -195,7 +202,7 @@ def _settings(values: dict, published: dict, chosen: str) -> dict[str, Sourced]:
 
 def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
     """Losses of LapIRN; the authors' smoothness counts twice the displacement, so four times ours."""
-    ncc = Sourced(1.0, "Mok & Chung 2020; windows 3, 5-3 and 7-5-3 as in their code")
+    ncc = Sourced(1.0, "Mok & Chung 2020, for brains; windows 3, 5-3 and 7-5-3 as in their code")
     return {2: {"multiscale_lncc": ncc, "diffusion": diffusion},
             3: {"multiscale_lncc": ncc, "dice": Sourced(1.0, _CHOSEN_3D), "diffusion": diffusion}}
 
@@ -203,11 +210,12 @@ def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
 # What all trained methods share here: (what, value, source).
 RECIPE = (
     ("optimiser", "Adam with AMSGrad", "released scripts of TM and TM-TVF (CycleMorph, LapIRN: plain Adam)"),
-    ("learning rate", "the profile's, times (1 - step/steps)^0.9", "released scripts; 1e-4 there (CycleMorph 2e-4, constant), 1e-3 in our short runs"),
-    ("budget", "the profile's steps x batch ordered pairs", "ours: the same for every method (published: 400 to 1,500 epochs)"),
+    ("learning rate", "the profile's, times (1 - step/steps)^0.9", "released TM scripts; 1e-4 there (CycleMorph 2e-4 and LapIRN 1e-4, constant), 1e-3 in our short runs"),
+    ("budget", "the profile's steps x batch ordered pairs", "ours: the same for every method (published: 400 or 500 epochs of TM, 30 to 130 of CycleMorph, 120,003 steps of LapIRN)"),
     ("directions", "both of every pair, in turn", "released scripts of TM and TM-TVF; CycleMorph has both in one loss, so half the steps"),
-    ("kept weights", "best of 8 validations", "released scripts: best of every epoch"),
-    ("augmentation", "none", "released OASIS script (2D script and CycleMorph: flips)"),
+    ("kept weights", "best of 8 validations", "released scripts of TM and TM-TVF: best of every epoch"),
+    ("augmentation", "none", "released OASIS script (2D script, VM-2, VM-diff and CycleMorph: flips)"),
+    ("arithmetic", "float32", "released scripts; the shipped 3D weights of VM-2 and CycleMorph: bfloat16, fields in float32"),
     ("N of TVF", "8", "paper, section 3 (released TM-TVF scripts: 12)"),
     ("integrator of TVF", "rk4, a step per interval", "ours (paper: Euler; released code: a rule of its own)"),
     ("squarings", "7", "VM-diff, LapIRN: their code"),
@@ -223,20 +231,20 @@ METHODS = {
     ),
     "vm-diff": Method(
         "VM-diff", _vm_diff,
-        losses=_everywhere(mse=Sourced(1e4, "Dalca et al. 2019: 1 / sigma^2 with sigma = 0.01"), kl=Sourced(1.0, "Dalca et al. 2019, eq. 9")),
-        constants=_everywhere(prior=Sourced(25.0, "advice of Dalca et al. for sigma = 0.01; TransMorph repository: 10, of fewer terms")),
+        losses=_everywhere(mse=Sourced(1e4, "1 / sigma^2 with sigma = 0.01, as in the authors' code (faces: nothing is published)"),
+                           kl=Sourced(1.0, "mean beside a mean, as in the authors' code (the formula has sums)")),
+        constants=_everywhere(prior=Sourced(25.0, "authors' advice for sigma = 0.01; in the formula, where smoothness weighs 2D times that of their code")),
         objective=DistributionObjective, field="stationary velocity", inverse=_FLOW_BACK, integrator="squaring",
         source="Dalca et al. 2019 (Medical Image Analysis 57)",
     ),
     "cyclemorph": Method(
         "CycleMorph", lambda config: CycleMorph(config.dim),
-        losses=_everywhere(
-            lncc=Sourced(1.0, "Kim et al. 2021, their 3D script"), diffusion=Sourced(1.0, "Kim et al. 2021, their 3D script"),
-            cycle=Sourced(0.1, "Kim et al. 2021, their 3D script"), identity=Sourced(0.5, "Kim et al. 2021, their 3D script")),
+        losses={dim: dict(lncc=Sourced(1.0, source), diffusion=Sourced(1.0, source), cycle=Sourced(0.1, source), identity=Sourced(0.5, source))
+                for dim, source in ((2, _NO_FACES), (3, "Kim et al. 2021, their 3D script"))},
         objective=CycleObjective, source="Kim et al. 2021 (Medical Image Analysis 71)",
     ),
     "convexadam": Method(
-        "ConvexAdam (MIND)", solve=convexadam.solve, dims=(3,), source="Siebert et al. 2021 (Learn2Reg)",
+        "ConvexAdam, MIND", solve=convexadam.solve, dims=(3,), source="Siebert et al. 2021 (Learn2Reg)",
         constants={3: _settings(convexadam.SETTINGS, {item: "default of convexAdam 0.2.0" for item in convexadam.PACKAGE_DEFAULTS.items()},
                                 "ours: chosen on validation pairs of the demo brains")},
         code="authors' package convexAdam 0.2.0",
@@ -304,6 +312,8 @@ class Model:
             raise ValueError(f"{self.title} predicts no velocity: it has no integrator and no sub-steps to choose")
         integrator = integrator or self.config.integrator
         check_integration(integrator, substeps)
+        if (integrator == "squaring") > (entry.field == "stationary velocity"):
+            raise ValueError(f"squaring is for a velocity that does not change in time; that of {self.title} does")
         if self.network is None:
             return entry.solve(moving, fixed)
         self.network.eval()
@@ -311,10 +321,13 @@ class Model:
         with torch.no_grad():
             displacement, velocity = self.network(moving, fixed)
             convention = self.network.convention
-            if velocity is not None:
-                displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
-                if integrator != self.config.integrator:
-                    convention = RELEASED if integrator == "released" else STANDARD
+            if velocity is None:
+                if integrator != self.config.integrator or substeps != 1:
+                    raise ValueError(f"{self.title} gives no velocity: it has no integrator and no sub-steps to choose")
+                return Registration(displacement, convention.warp(moving, displacement))
+            displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
+            if integrator != self.config.integrator and "released" in (integrator, self.config.integrator):
+                convention = RELEASED if integrator == "released" else STANDARD
             return Registration(displacement, convention.warp(moving, displacement), velocity, integrator, substeps)
 
 
@@ -351,6 +364,6 @@ def objective(config: NetworkConfig, network: nn.Module, classes: int = 0, weigh
     """
     entry = METHODS[config.method]
     check_losses(config.method, weights)
-    # the constants of the paper, also where a loss is tried that the method does not have
-    constants = entry.constants.get(config.dim) or METHODS["tm-tvf-lddmm"].constants[config.dim]
+    # those of the paper too: a loss may be tried that the method does not have
+    constants = METHODS["tm-tvf-lddmm"].constants[config.dim] | entry.constants.get(config.dim, {})
     return entry.objective(network, weights or entry.weights(config.dim), {k: v.value for k, v in constants.items()}, classes)

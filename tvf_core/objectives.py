@@ -47,7 +47,7 @@ def standard_terms(weights: dict[str, float], constants: dict[str, float], batch
         "label_mse": lambda: losses.label_mse(*labels),
         "diffusion": lambda: losses.diffusion(displacement),
         "velocity_diffusion": lambda: losses.diffusion(velocity[:, -1]),
-        "lddmm": lambda: losses.lddmm_energy(velocity, **constants),
+        "lddmm": lambda: losses.lddmm_energy(velocity, constants["alpha"], constants["gamma"], constants["beta"]),
         "lddmm_released": lambda: released.lddmm_energy(velocity, constants["alpha"], constants["gamma"]),
     }
     return _weighted(weights, terms, classes)
@@ -89,7 +89,7 @@ class Objective(nn.Module):
 class DistributionObjective(Objective):
     """VM-diff: likelihood of the image under one drawn velocity, and the divergence from the prior.
 
-    Terms ``mse`` and ``kl`` (:func:`tvf_core.losses.velocity_kl`). Source: Dalca et al. 2019, eq. 9.
+    Terms ``mse`` and ``kl`` (:func:`tvf_core.losses.velocity_kl`). Source: Dalca et al. 2019.
     """
 
     def forward(self, batch, progress=0.0):

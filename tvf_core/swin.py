@@ -211,15 +211,16 @@ class Swin(nn.Module):
         return features
 
 
-def recompute_activations(network: nn.Module, on: bool = True) -> None:
+def recompute_activations(network: nn.Module, on: bool = True) -> bool:
     """Training in less memory: compute what is inside a transformer block or a time step again in the backward pass.
 
     Of these only what passes between them is kept; the other layers keep what they kept. Same values and gradients,
-    for the time of at most one more forward pass.
+    for the time of at most one more forward pass. Gives whether the network has any such part.
     """
-    for module in network.modules():
-        if hasattr(module, "recompute"):
-            module.recompute = on
+    parts = [module for module in network.modules() if hasattr(module, "recompute")]
+    for module in parts:
+        module.recompute = on
+    return bool(parts)
 
 
 def relative_position_index(window: tuple[int, ...]) -> torch.Tensor:

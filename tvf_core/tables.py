@@ -19,6 +19,10 @@ COLUMNS = {
 }
 
 
+# Rows whose name is the same and whose method is not.
+PAPER_DIFFERS = {"convexadam": " (paper: on nnU-Net labels)", "lapirn": " (paper: Learn2Reg entry)"}
+
+
 def paper_values() -> dict:
     """The numbers printed in the paper: ``table1`` and ``table2``, method -> metric -> mean and std."""
     return yaml.safe_load((ROOT / "book" / "paper_values.yaml").read_text(encoding="utf-8"))
@@ -32,7 +36,7 @@ def comparison(number: int, results: dict[str, dict]) -> str:
     printed, columns, rows = paper_values()[f"table{number}"], COLUMNS[number], []
     pairs = max((result["n_pairs"] for result in results.values()), default=0)
     for m in [m for m in METHODS if m in printed or m in results or m == "identity"]:
-        title = METHODS[m].title
+        title = METHODS[m].title + PAPER_DIFFERS.get(m, "")
         if m in results and results[m]["n_pairs"] < pairs:
             title += f" ({results[m]['n_pairs']} pairs)"
         theirs = [plus_minus(printed.get(m, {}).get(key)) for key, _, _ in columns if key]

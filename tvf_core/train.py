@@ -27,6 +27,7 @@ from .checks import one_of
 from .data import PairData, load
 from .evaluate import score
 from .methods import METHODS, Model, NetworkConfig, check_losses, objective
+from .objectives import LABEL_TERMS
 from .paths import runs, write_json, write_then_rename
 from .profiles import Profile
 from .swin import recompute_activations
@@ -52,7 +53,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         (:func:`tvf_core.objectives.standard_terms`).
     precision : ``fp32``, ``bf16`` or ``fp16`` of the network's arithmetic; default what ``accelerate`` is set to, else
         fp32. Fields, losses and weights stay float32. Validation uses the same arithmetic, ``evaluate`` fp32.
-    recompute : keep fewer activations for the backward pass (:func:`tvf_core.swin.recompute_activations`).
+    recompute : keep fewer activations for the backward pass (:func:`tvf_core.swin.recompute_activations`); for networks
+        with a transformer or a time-varying head.
     out : folder for ``weights.safetensors``, ``weights.json`` (the card), ``history.jsonl`` and
         ``state.pt``; default ``runs/<data>/<method>``. An unfinished run found there is continued, a
         finished one returned; one with other settings is an error.
@@ -79,6 +81,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         raise ValueError("precision: fp16 needs a GPU; a processor knows fp32 and bf16")
     with accelerator.main_process_first():  # one process generates the embedded data, the others find it
         splits = {name: load(profile.data, name, profile.image_size or None, progress) for name in ("train", "val")}
+    if not splits["train"].classes and set(losses or ()) & set(LABEL_TERMS):
+        raise ValueError(f"losses: {profile.data} has no labels for {', '.join(sorted(set(losses) & set(LABEL_TERMS)))}")
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
     training = {k: v for k, v in asdict(profile).items() if k not in ("live_steps", "test_pairs")}
     recipe = {"method": method, **training, "steps": steps, "seed": seed, "network": asdict(config),
@@ -91,7 +95,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
 
     torch.manual_seed(seed)
     network = Model(config).network
-    recompute_activations(network, recompute)
+    if not recompute_activations(network, recompute) and recompute:
+        raise ValueError(f"recompute: {method} has no part that can compute its activations again")
     plain = objective(config, network, splits["train"].classes, losses)  # may hold more than the network: all of it is trained
     optimizer = torch.optim.Adam(plain.parameters(), lr=profile.lr, amsgrad=True)
     trained, optimizer = accelerator.prepare(plain, optimizer)
@@ -140,7 +145,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         record = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}}
         done = step + 1
         if done % max(1, steps // validations) == 0 or done == steps:
-            record["validation"] = validate(network, config, splits["val"], validation_pairs, accelerator.device)
+            with accelerator.autocast():
+                record["validation"] = validate(network, config, splits["val"], validation_pairs, accelerator.device)
             if best_weights is None or not best >= record["validation"]:  # also if the first score was NaN
                 best = record["validation"]
                 best_weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}

@@ -147,6 +147,8 @@ class LapIRN(nn.Module):
         if min(moving.shape[2:]) < 9:
             raise ValueError(f"image size {tuple(moving.shape[2:])}: LapIRN needs at least 9 voxels along each axis")
         if code is None and self.conditional:
+            if not 0 <= self.code <= 1:
+                raise ValueError(f"smoothness code: expected within [0, 1], got {self.code}")
             code = moving.new_full((len(moving), 1), self.code)
         images = [(moving, fixed)]
         for _ in range(2):

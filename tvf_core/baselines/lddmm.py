@@ -59,7 +59,15 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
     ------
     ValueError : for scales that are no such powers, or iterations that are not one per scale.
     """
-    dim, batch = check_pair(moving, fixed), len(moving)
+    check_pair(moving, fixed)
+    # Whatever mode the caller is in: gradients, single precision at least, and none for the caller's images.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(moving.device.type, enabled=False):
+        return _register(*(image.detach().clone().to(fields.at_least_float32(image)) for image in (moving, fixed)), steps, alpha,
+                         gamma, beta, weight, iterations, scales, integrator, recompute)
+
+
+def _register(moving, fixed, steps, alpha, gamma, beta, weight, iterations, scales, integrator, recompute):
+    dim, batch = moving.dim() - 2, len(moving)
     scales = tuple(scales)
     counts = (iterations,) * len(scales) if isinstance(iterations, int) else tuple(iterations)
     levels = [int(s).bit_length() - 1 for s in scales]  # how often the image is halved
@@ -93,6 +101,8 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, steps: int = 8, alpha
             mse = losses.mse(fields.warp(source, displacement), target)
             cost = weight * energy(w * unit, scale)
             total = (mse + cost) * moving.numel()  # sums, not means: LBFGS stops on absolute tolerances
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"LDDMM: not finite at scale {scale}, evaluation {len(history)}; try a larger weight")
             total.backward()
             history.append({"scale": scale, "mse": mse.item(), "energy": cost.item()})
             return total

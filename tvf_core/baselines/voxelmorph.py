@@ -109,7 +109,7 @@ class VoxelMorphDiff(nn.Module):
     Notes
     -----
     In training the velocity is drawn from the predicted distribution, in evaluation it is the mean
-    (Dalca et al. 2019, section 3). 307,878 parameters in 3D.
+    (Dalca et al. 2019). 307,878 parameters in 3D.
     """
 
     def __init__(self, dim: int, convention: Convention = STANDARD):
