@@ -321,8 +321,33 @@ def test_other_network_is_named(change, words, state, path):
 
 def test_state_dict_of_another_model_is_named(path):
     torch.save(nn.Linear(3, 3).state_dict(), path)
-    with rejects(ValueError, path.name, "missing", PATCH):
+    with rejects(ValueError, path.name, "TM-TVF", "VM-2", "CycleMorph", "LapIRN"):
         checkpoints.load(path)
+
+
+@pytest.mark.parametrize("method,dim", [("vm-2", 2), ("vm-diff", 3), ("cyclemorph", 3), ("lapirn", 2)])
+def test_a_released_baseline_that_lacks_a_tensor_is_named(method, dim, path):
+    """Its names go backwards through the table that reads them."""
+    mark, (_, names) = next((mark, entry) for mark, entry in checkpoints.BASELINES.items() if entry[0] == method)
+    torch.save({mark: torch.zeros(4, 2, *[3] * dim), "down_conv.weight": torch.zeros(16, 16, *[3] * dim)}, path)
+    with rejects(ValueError, path.name, "missing"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("size", [2_001, 5_000])
+def test_compact_files_round_matrices_and_keep_long_vectors(size, tmp_path):
+    config = configuration("tm-tvf", (2, 4), 1, embed=8)
+    state = {"weight": torch.randn(3, size, 2), "bias": torch.randn(size), "zero": torch.zeros(2, size)}
+    checkpoints.save(tmp_path / "w.safetensors", state, config, compact=True)
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}
+    assert torch.equal(stored["bias"], state["bias"]) and stored["weight"].dtype == torch.int8
+    scale = stored["weight" + checkpoints.SCALE]
+    largest = state["weight"].flatten(1).abs().amax(1)
+    torch.testing.assert_close(scale, largest / 127)
+    back = stored["weight"] * scale.view(-1, 1, 1)
+    assert ((back - state["weight"]).abs() <= largest.view(-1, 1, 1) / 254 * 1.001).all()
+    assert not stored["zero"].any()
 
 
 def test_missing_first_layer_of_the_full_head_is_named(path):
@@ -387,7 +412,7 @@ def test_pickled_network_is_refused(path):
 @pytest.mark.parametrize("method", ["", "tm-tvf", "tm-tvf-lddmm"])
 def test_convert_keeps_every_bit(method, path, tmp_path):
     model = random_model(configuration("tm-tvf", (2, 4), 1, embed=8))
-    assert max(tensor.numel() for tensor in model.network.state_dict().values()) > checkpoints.HALF_ABOVE
+    assert max(tensor.numel() for tensor in model.network.state_dict().values()) > checkpoints.COMPACT_ABOVE
     torch.save(checkpoint(released_state(model)), path)
     out = tmp_path / "new" / "weights.safetensors"
     cli.convert(path, out, method)
@@ -401,7 +426,8 @@ def test_convert_keeps_every_bit(method, path, tmp_path):
 
 
 @pytest.mark.parametrize("method,words", [("tm", ["tm-tvf", "not of tm"]), ("vm-tvf", ["tm-tvf", "vm-tvf"]),
-                                          ("identity", ["tm-tvf", "identity"]), ("lddmm", ["lddmm", "tm-tvf-lddmm"])])
+                                          ("identity", ["tm-tvf", "identity"]), ("lddmm", ["tm-tvf", "not of lddmm"]),
+                                          ("lddmmm", ["lddmmm", "tm-tvf-lddmm"])])
 def test_convert_to_another_method_is_refused(method, words, state, path, tmp_path):
     torch.save(checkpoint(state), path)
     with rejects(ValueError, *words):
