@@ -20,7 +20,7 @@ STYLE = {
     "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
     "image.cmap": "gray", "image.interpolation": "nearest",
 }
-COLORS = {"identity": "#888888", "vm-2": "#8c564b", "vm-diff": "#c49c94", "cyclemorph": "#e377c2", "convexadam": "#7f7f7f",
+COLORS = {"identity": "#888888", "vm-2": "#8c564b", "vm-diff": "#c49c94", "cyclemorph": "#e377c2", "convexadam": "#e7ba52",
           "lapirn": "#17becf", "lapirn-diff": "#9edae5", "clapirn": "#bcbd22", "lddmm": "#000000", "tm": "#1f77b4", "tm-tvf-lddmm": "#2ca02c", "tm-tvf": "#d62728",
           "tm-tvf-released": "#ff7f0e", "vm-tvf": "#9467bd"}
 

@@ -36,14 +36,14 @@ def comparison(number: int, results: dict[str, dict]) -> str:
     printed, columns, rows = paper_values()[f"table{number}"], COLUMNS[number], []
     pairs = max((result["n_pairs"] for result in results.values()), default=0)
     for m in [m for m in METHODS if m in printed or m in results or m == "identity"]:
-        title = METHODS[m].title + PAPER_DIFFERS.get(m, "")
+        title = METHODS[m].title + (PAPER_DIFFERS.get(m, "") if m in printed else "")
         if m in results and results[m]["n_pairs"] < pairs:
             title += f" ({results[m]['n_pairs']} pairs)"
         theirs = [plus_minus(printed.get(m, {}).get(key)) for key, _, _ in columns if key]
         ours = [plus_minus(results[m]["summary"][metric]) if m in results else plus_minus(None)
                 for _, metric, _ in columns if metric]
         rows.append([title, *theirs, *([("yes" if METHODS[m].uses_labels else "no") if m in results else "–"] if number == 2 else []), *ours])
-    header = ["method", *(f"paper: {name}" for key, _, name in columns if key), *["here: trained on labels"] * (number == 2),
+    header = ["method", *(f"paper: {name}" for key, _, name in columns if key), *["here: labels"] * (number == 2),
               *(f"here: {name}" for _, metric, name in columns if metric)]
     return markdown(header, rows)
 
@@ -93,9 +93,9 @@ def update_readme(tables: dict[str, str]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is text, the others are right-aligned."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def markdown(header: list[str], rows: list[list[str]], numbers: bool = True) -> str:
+    """A Markdown table; the first column is text, the others are right-aligned if they hold numbers."""
+    lines = [header, ["---"] + ["---:" if numbers else "---"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
