@@ -233,7 +233,7 @@ METHODS = {
         "VM-diff", _vm_diff,
         losses=_everywhere(mse=Sourced(1e4, "1 / sigma^2 with sigma = 0.01, as in the authors' code (faces: nothing is published)"),
                            kl=Sourced(1.0, "mean beside a mean, as in the authors' code (the formula has sums)")),
-        constants=_everywhere(prior=Sourced(25.0, "authors' advice for sigma = 0.01; in the formula, where smoothness weighs 2D times that of their code")),
+        constants=_everywhere(prior=Sourced(25.0, "authors' advice for sigma = 0.01; in the formula, whose smoothness weighs 4 (faces) or 6 times that of their code")),
         objective=DistributionObjective, field="stationary velocity", inverse=_FLOW_BACK, integrator="squaring",
         source="Dalca et al. 2019 (Medical Image Analysis 57)",
     ),
