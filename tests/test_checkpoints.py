@@ -16,7 +16,8 @@ from test_wrong_input import rejects
 from torch import nn
 
 from tvf_core import checkpoints, cli
-from tvf_core.methods import Model, NetworkConfig, swin_config
+from tvf_core.methods import NetworkConfig, swin_config
+from tvf_core.model import Model
 from tvf_core.swin import relative_position_index
 
 INDEX = "relative_position_index"

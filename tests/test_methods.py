@@ -9,7 +9,8 @@ import torch
 
 from tvf_core import checkpoints, cli, data, evaluate, fields, losses, objectives, tables, train
 from tvf_core.baselines import lapirn, lddmm
-from tvf_core.methods import METHODS, Model, NetworkConfig, available, objective
+from tvf_core.methods import METHODS, NetworkConfig, available
+from tvf_core.model import Model, objective
 from tvf_core.paths import ROOT
 from tvf_core.profiles import Profile
 

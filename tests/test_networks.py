@@ -13,7 +13,8 @@ from torch import nn
 from conftest import lively
 from tvf_core import fields, integrate, released, swin
 from tvf_core.baselines.voxelmorph import VoxelMorphBackbone
-from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, objective, swin_config
+from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, NetworkConfig, swin_config
+from tvf_core.model import Model, objective
 from tvf_core.registration import Registration
 from tvf_core.swin import Swin, SwinConfig
 from tvf_core.transmorph import InstanceNorm, TransMorph

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from conftest import lively
 from tvf_core import checkpoints, data, evaluate, metrics, train
-from tvf_core.methods import METHODS, Model, NetworkConfig
+from tvf_core.methods import METHODS, NetworkConfig
+from tvf_core.model import Model
 from tvf_core.objectives import standard_terms
 from tvf_core.profiles import Profile
 from tvf_core.transmorph import RELEASED, STANDARD

@@ -11,7 +11,8 @@ import yaml
 from safetensors.torch import save_file
 
 from tvf_core import checkpoints, cli, data, evaluate, fields, integrate, losses, metrics, profiles, train
-from tvf_core.methods import Model, NetworkConfig, objective
+from tvf_core.methods import NetworkConfig
+from tvf_core.model import Model
 from tvf_core.registration import Registration
 from tvf_core.profiles import Profile
 
@@ -107,7 +108,7 @@ CALLS = {  # name: (call, error, words)
     "ssim size": (lambda: losses.ssim(torch.rand(1, 1, 10, 20), torch.rand(1, 1, 10, 20)), ValueError, ["11 voxels", "(10, 20)"]),
     "squaring of TM-TVF afterwards": (lambda: Model(NetworkConfig("tm-tvf", 2)).register(ZERO[:, :1], ZERO[:, :1], "squaring"), ValueError, ["squaring", "TM-TVF"]),
     "integrator of VM-diff": (lambda: NetworkConfig("vm-diff", 2, integrator="euler"), ValueError, ["vm-diff", "squaring", "euler"]),
-    "released rules of VM-2": (lambda: NetworkConfig("vm-2", 2, integrator="released"), ValueError, ["vm-2", "no released rules"]),
+    "released rules of VM-2": (lambda: NetworkConfig("vm-2", 2, integrator="released"), ValueError, ["vm-2", "released"]),
     "start of LapIRN": (lambda: Model(NetworkConfig("lapirn", 2, {"begin": 4})), ValueError, ["start", "begin"]),
     "loss without labels": (lambda: train.train("tm", Profile("demo_faces"), losses={"dice": 1.0}), ValueError, ["demo_faces", "no labels", "dice"]),
     "recomputing VM-2": (lambda: train.train("vm-2", Profile("demo_faces"), recompute=True), ValueError, ["recompute", "vm-2"]),

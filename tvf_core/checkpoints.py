@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .checks import one_of
-from .methods import METHODS, PUBLISHED_WINDOW, SIZES, Model, NetworkConfig, swin_config
+from .methods import METHODS, PUBLISHED_WINDOW, SIZES, NetworkConfig, swin_config
+from .model import Model
 from .paths import WEIGHTS, write_then_rename
 from .swin import relative_position_index
 

@@ -200,7 +200,7 @@ def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, ima
 
 def _print_summary(summary: dict) -> None:
     values = [f"{m} {summary['summary'][m]['mean']:.4f}" for m in evaluation.METRICS if m in summary["summary"]]
-    print(f"{summary['dataset']} {summary['title']} ({summary['n_pairs']} pairs): " + ", ".join(values))
+    print(f"{summary['dataset']} {summary['title']} ({summary['n_pairs']} pair{'s' * (summary['n_pairs'] > 1)}): " + ", ".join(values))
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from . import checkpoints, fields, metrics
 from .card import CODE, run_card
 from .checks import one_of
 from .data import PairData, load
-from .methods import METHODS, Model, NetworkConfig
+from .methods import METHODS, NetworkConfig
+from .model import Model
 from .paths import runs, sha256, write_json, write_then_rename
 
 # Dice is the mean over labels, sdlogj Learn2Reg's, inverse_error the mean |phi^-1(phi(x)) - x| in voxels; its

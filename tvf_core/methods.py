@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,9 +13,9 @@ from .baselines import convexadam, lddmm
 from .baselines.cyclemorph import CycleMorph
 from .baselines.lapirn import START_CHANNELS, LapIRN
 from .baselines.voxelmorph import VoxelMorph, VoxelMorphBackbone, VoxelMorphDiff
-from .checks import check_pair, one_of
-from .integrate import INTEGRATORS, check_integration, flow
-from .objectives import LABEL_TERMS, TERMS, VELOCITY_TERMS, CycleObjective, DistributionObjective, Objective, PyramidObjective
+from .checks import one_of
+from .integrate import STEPS
+from .objectives import LABEL_TERMS, CycleObjective, DistributionObjective, Objective, PyramidObjective
 from .registration import Registration
 from .swin import SwinConfig
 from .transmorph import RELEASED, STANDARD, TransMorph, TransMorphBackbone
@@ -31,7 +30,6 @@ SIZES = {
     "large": dict(embed=128, depths=(2, 2, 12, 2), heads=(4, 4, 8, 16)),
     "huge": dict(embed=192, depths=(2, 2, 12, 2), heads=(4, 8, 8, 16)),
 }
-FOLLOWS_RELEASED = ("vm-diff", "tm", "tm-tvf-lddmm", "tm-tvf", "tm-tvf-released", "vm-tvf")  # methods with rules of released code
 PUBLISHED_WINDOW = {2: (8, 8), 3: (5, 6, 7)}
 
 
@@ -68,11 +66,8 @@ class NetworkConfig:
             raise ValueError(f"{self.method} works in {entry.dims[0]}D only, not in {self.dim}D")
         if self.time_steps < 1:
             raise ValueError(f"time_steps: expected at least 1, got {self.time_steps}")
-        object.__setattr__(self, "integrator", one_of(self.integrator or entry.integrator, INTEGRATORS, "integrator"))
-        if (self.integrator == "squaring") != (entry.integrator == "squaring") and (entry.integrator, self.integrator) != ("squaring", "released"):
-            raise ValueError(f"integrator: {self.method} is trained with {entry.integrator}, got {self.integrator}")
-        if self.integrator == "released" and self.method not in FOLLOWS_RELEASED:
-            raise ValueError(f"integrator: there are no released rules for {self.method}; for: {', '.join(FOLLOWS_RELEASED)}")
+        known = (*(("squaring",) if entry.integrator == "squaring" else STEPS), *["released"] * entry.released)
+        object.__setattr__(self, "integrator", one_of(self.integrator or entry.integrator, known, f"integrator of {self.method}"))
         object.__setattr__(self, "head", one_of(self.head or ("full" if self.dim == 2 else "half"), ("full", "half"), "head"))
 
 
@@ -98,6 +93,7 @@ class Method:
     objective : how the terms come about (:mod:`tvf_core.objectives`).
     field, inverse : what is predicted; how good its inverse is, and how it is obtained.
     integrator : that the network is trained with, unless its configuration says otherwise.
+    released : whether its network can also follow the rules of released code (integrator ``released``).
     dims : 2, 3 or both.
     source, code : where the method is from; whose implementation this is.
     """
@@ -111,6 +107,7 @@ class Method:
     field: str = "displacement"
     inverse: str = "approximate: fixed point"
     integrator: str = "rk4"
+    released: bool = False
     dims: tuple[int, ...] = (2, 3)
     source: str = ""
     code: str = "here"
@@ -230,7 +227,7 @@ METHODS = {
         source="Balakrishnan et al. 2019 (IEEE TMI 38)",
     ),
     "vm-diff": Method(
-        "VM-diff", _vm_diff,
+        "VM-diff", _vm_diff, released=True,
         losses=_everywhere(mse=Sourced(1e4, "1 / sigma^2 with sigma = 0.01, as in the authors' code (faces: nothing is published)"),
                            kl=Sourced(1.0, "mean beside a mean, as in the authors' code (the formula has sums)")),
         constants=_everywhere(prior=Sourced(25.0, "authors' advice for sigma = 0.01; in the formula, whose smoothness weighs 4 (faces) or 6 times that of their code")),
@@ -271,99 +268,25 @@ METHODS = {
                                   "ours: chosen on validation pairs of the demo data") for dim in (2, 3)},
         source="Beg et al. 2005 (IJCV 61); the paper's eq. 1",
     ),
-    "tm": Method("TM", _tm, losses=_NCC, source="Chen et al. 2022 (Medical Image Analysis 82)"),
+    "tm": Method("TM", _tm, released=True, losses=_NCC, source="Chen et al. 2022 (Medical Image Analysis 82)"),
     "tm-tvf-lddmm": Method(
-        "TM-TVF_LDDMM", _tm_tvf,
+        "TM-TVF_LDDMM", _tm_tvf, released=True,
         losses={2: {"mse": Sourced(1.0, _EQ1), "lddmm": Sourced(2e3, _OURS)},
                 3: {"mse": Sourced(1.0, _EQ1), "label_mse": Sourced(1.0, _EQ1), "lddmm": Sourced(1e5, _OURS)}},
         constants=_LDDMM, field="time-varying velocity", inverse=_FLOW_BACK, source=_EQ1,
     ),
-    "tm-tvf": Method("TM-TVF", _tm_tvf, losses=_NCC, field="time-varying velocity", inverse=_FLOW_BACK, source=_EQ3),
+    "tm-tvf": Method("TM-TVF", _tm_tvf, released=True, losses=_NCC, field="time-varying velocity", inverse=_FLOW_BACK, source=_EQ3),
     "tm-tvf-released": Method(
-        "TM-TVF, released rule", _tm_tvf, losses=_NCC, field="time-varying velocity", inverse="none: a sum of -v is called so",
+        "TM-TVF, released rule", _tm_tvf, released=True, losses=_NCC, field="time-varying velocity", inverse="none: a sum of -v is called so",
         integrator="released", source="Chen, Frey & Du 2022, as their code integrates",
     ),
     "vm-tvf": Method(
-        "VM-TVF", _vm_tvf, losses=_NCC, field="time-varying velocity", inverse=_FLOW_BACK,
+        "VM-TVF", _vm_tvf, released=True, losses=_NCC, field="time-varying velocity", inverse=_FLOW_BACK,
         source="our head on the U-Net of Balakrishnan et al. 2019",
     ),
 }
 
 
-class Model:
-    """A method ready to register: ``Model(config).register(moving, fixed)``."""
-
-    def __init__(self, config: NetworkConfig, network: nn.Module | None = None):
-        entry = METHODS[config.method]
-        self.config, self.title = config, entry.title
-        if config.integrator == "released" != entry.integrator:
-            self.title += " (released rules)"
-        self.network = network if network is not None or entry.build is None else entry.build(config)
-
-    def register(self, moving: torch.Tensor, fixed: torch.Tensor, integrator: str = "", substeps: int = 1) -> Registration:
-        """Align ``moving`` to ``fixed``, both ``(B, 1, *S)`` float in [0, 1].
-
-        A network with a velocity gives the flow of it on the image grid; ``integrator`` (default the one of
-        training) and ``substeps`` in each of the N intervals may be chosen anew without retraining.
-        """
-        check_pair(moving, fixed, self.config.dim)
-        entry = METHODS[self.config.method]
-        if (integrator or substeps != 1) and not (entry.has_velocity and entry.build):
-            raise ValueError(f"{self.title} predicts no velocity: it has no integrator and no sub-steps to choose")
-        integrator = integrator or self.config.integrator
-        check_integration(integrator, substeps)
-        if (integrator == "squaring") > (entry.field == "stationary velocity"):
-            raise ValueError(f"squaring is for a velocity that does not change in time; that of {self.title} does")
-        if self.network is None:
-            return entry.solve(moving, fixed)
-        self.network.eval()
-        moving, fixed = (image.to(next(self.network.parameters()).dtype) for image in (moving, fixed))
-        with torch.no_grad():
-            displacement, velocity = self.network(moving, fixed)
-            convention = self.network.convention
-            if velocity is None:
-                if integrator != self.config.integrator or substeps != 1:
-                    raise ValueError(f"{self.title} gives no velocity: it has no integrator and no sub-steps to choose")
-                return Registration(displacement, convention.warp(moving, displacement))
-            displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
-            if integrator != self.config.integrator and "released" in (integrator, self.config.integrator):
-                convention = RELEASED if integrator == "released" else STANDARD
-            return Registration(displacement, convention.warp(moving, displacement), velocity, integrator, substeps)
-
-
 def available(dim: int, trainable: bool = False) -> list[str]:
     """Names of the methods for 2D or 3D, in the order of the tables; ``trainable``: those with a network."""
     return [name for name, entry in METHODS.items() if dim in entry.dims and (entry.build or not trainable)]
-
-
-def check_losses(method: str, weights: dict[str, float] | None) -> None:
-    """Refuse loss terms that a method cannot be trained with; None are its own."""
-    if weights is None:
-        return
-    entry = METHODS[method]
-    if entry.objective is not Objective:
-        raise ValueError(f"losses: {method} has a loss of its own kind, whose terms cannot be exchanged")
-    if not weights:
-        raise ValueError("losses: expected at least one term with its weight")
-    for term, weight in weights.items():
-        one_of(term, TERMS, "loss term")
-        if not 0 < weight < math.inf:
-            raise ValueError(f"losses: the weight of {term} must be positive, got {weight}")
-        if not entry.has_velocity and term in VELOCITY_TERMS:
-            raise ValueError(f"losses: {term} needs a velocity, and {method} predicts none")
-
-
-def objective(config: NetworkConfig, network: nn.Module, classes: int = 0, weights: dict[str, float] | None = None) -> Objective:
-    """What trains a network: its method's loss, or the :func:`tvf_core.objectives.standard_terms` in ``weights``.
-
-    Parameters
-    ----------
-    config, network : the network and what it is.
-    classes : labels including background; 0 for none.
-    weights : term -> weight instead of the method's own; for methods whose terms are the standard ones.
-    """
-    entry = METHODS[config.method]
-    check_losses(config.method, weights)
-    # those of the paper too: a loss may be tried that the method does not have
-    constants = METHODS["tm-tvf-lddmm"].constants[config.dim] | entry.constants.get(config.dim, {})
-    return entry.objective(network, weights or entry.weights(config.dim), {k: v.value for k, v in constants.items()}, classes)

@@ -7,7 +7,8 @@ import re
 import torch
 import yaml
 
-from .methods import METHODS, RECIPE, Model, NetworkConfig
+from .methods import METHODS, RECIPE, NetworkConfig
+from .model import Model
 from .paths import ROOT, write_then_rename
 
 # Table -> (key in book/paper_values.yaml or None, metric measured here or None, heading).
@@ -17,10 +18,6 @@ COLUMNS = {
     2: [("dice", "dice", "Dice"), ("sdlogj", "sdlogj", "SDlogJ"), ("hd95", None, "HD95"),
         (None, "folding_percent", "folding (%)"), (None, "inverse_error", "inverse error (voxels)")],
 }
-
-
-# Rows whose name is the same and whose method is not.
-PAPER_DIFFERS = {"convexadam": " (paper: on nnU-Net labels)", "lapirn": " (paper: Learn2Reg entry)"}
 
 
 def paper_values() -> dict:
@@ -36,7 +33,9 @@ def comparison(number: int, results: dict[str, dict]) -> str:
     printed, columns, rows = paper_values()[f"table{number}"], COLUMNS[number], []
     pairs = max((result["n_pairs"] for result in results.values()), default=0)
     for m in [m for m in METHODS if m in printed or m in results or m == "identity"]:
-        title = METHODS[m].title + (PAPER_DIFFERS.get(m, "") if m in printed else "")
+        title = METHODS[m].title
+        if "differs" in printed.get(m, {}):
+            title += f" (paper: {printed[m]['differs']})"
         if m in results and results[m]["n_pairs"] < pairs:
             title += f" ({results[m]['n_pairs']} pairs)"
         theirs = [plus_minus(printed.get(m, {}).get(key)) for key, _, _ in columns if key]

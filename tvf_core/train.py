@@ -26,7 +26,8 @@ from .card import run_card
 from .checks import one_of
 from .data import PairData, load
 from .evaluate import score
-from .methods import METHODS, Model, NetworkConfig, check_losses, objective
+from .methods import METHODS, NetworkConfig
+from .model import Model, check_losses, objective
 from .objectives import LABEL_TERMS
 from .paths import runs, write_json, write_then_rename
 from .profiles import Profile

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import fields, integrate, losses
 from ..checks import one_of
-from ..methods import METHODS, SIZES, Model, NetworkConfig, swin_config
+from ..methods import METHODS, SIZES, NetworkConfig, swin_config
+from ..model import Model
 from ..objectives import standard_terms
 from ..swin import WindowAttention, recompute_activations
 from . import literal, peers
