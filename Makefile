@@ -14,7 +14,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check install --quiet
 unexport MPLBACKEND PYTHONWARNINGS
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test notebooks train results serve clean
+.PHONY: help env data book test notebooks train results serve clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ $(STAMP): pyproject.toml
 	@echo "Installing tvf_core with its book and test tools"
 	@$(PIP) -e '.[book,test]'
 	@touch $@
+
+data: env  ## fetch and prepare the 20 real anatomies (32 MB); the book and the tests use them if they are there
+	@$(PY) -m data_download anatomies
 
 book: env  ## execute the notebooks and build the book into _build/html
 	@$(PY) book/build.py $(ARGS)

@@ -50,6 +50,7 @@ def stage() -> None:
         shutil.copy2(ROOT / path, STAGE / path)
     os.environ["PYTHONPATH"] = str(STAGE)
     os.environ["TVF_RUNS"] = str(STAGE / "runs")  # an empty folder: nothing computed earlier is found
+    os.environ.setdefault("TVF_DATA", str(ROOT / "data"))  # prepared data sets stay where they are
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this interpreter, not one from the home folder
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a debugger's remark on stderr, of no use here
     for name in ("MPLBACKEND", "PYTHONWARNINGS"):  # they would change the figures or the warnings of a notebook

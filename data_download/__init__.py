@@ -1,1 +1,1 @@
-"""Where the data come from: ``python -m data_download list``."""
+"""Get, check and prepare the data sets: ``python -m data_download {list,anatomies,oasis,rafd}``."""

@@ -1,47 +1,131 @@
-"""``python -m data_download list``: every data set, its licence, what it is for, whether it is ready here."""
+"""``python -m data_download {list,anatomies,oasis,rafd}``: see what data sets there are, get them, check them, prepare them."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import os
+import sys
+import textwrap
+from pathlib import Path
 
-from tvf_core.paths import cache
+import numpy as np
+import torch
+from tqdm import tqdm
 
+from tvf_core import metrics
+from tvf_core.data import PairData, prepared
+from tvf_core.paths import data_root
 
-@dataclass(frozen=True)
-class Source:
-    """One data set: where it is from and under which terms."""
-
-    name: str
-    purpose: str
-    terms: str
-    embedded: bool
-
-
-SOURCES = [
-    Source("demo_faces", "Table 1 on embedded data: 67 drawn subjects x 8 expressions", "part of this package (MIT)", True),
-    Source("demo_brains", "Table 2 on embedded data: MNI152 under known diffeomorphisms",
-           "made from the ICBM 152 template that ships with nilearn", True),
-    Source("rafd", "the paper's Table 1", "on request to researchers, no redistribution: rafd.socsci.ru.nl", False),
-    Source("oasis", "the paper's Table 2", "OASIS data use agreement: oasis-brains.org, learn2reg.grand-challenge.org", False),
-]
+from . import anatomies, catalogue, oasis, rafd
+from .fetch import fetch
 
 
-def state(source: Source) -> str:
-    """Whether a data set can be used right now."""
-    if not source.embedded:
-        return "this version has no loader for it"
-    found = list(cache().glob(f"{source.name}*.npz"))
-    return f"ready ({sum(f.stat().st_size for f in found) / 1e6:.0f} MB in the cache)" if found else "generated at first use, no network"
+def before(folder: Path, split: str, progress: bool) -> str:
+    """Mean Dice of a split's pairs as they are, before any registration, in words."""
+    data = PairData(folder.name, split, **prepared.read(folder, split))
+    scores = []
+    for moving, fixed in tqdm(data.pairs, desc="Dice before", disable=not progress):
+        maps = [torch.from_numpy(np.array(data.labels[k]))[None, None].long() for k in (moving, fixed)]
+        scores.append(np.nanmean(metrics.dice(maps[0], maps[1], maps[0], list(data.label_names))))
+    return (f"{split}: {len(data)} ordered pairs, mean Dice over {len(data.label_names)} structures before registration "
+            f"{np.mean(scores):.3f} ± {np.std(scores):.3f}")
+
+
+def counts(folder: Path) -> str:
+    """Numbers of images and pairs of a prepared data set."""
+    known = prepared.about(folder)
+    lines = {f.stem.removeprefix("pairs_"): sum(1 for _ in open(f, encoding="utf-8")) - 1 for f in folder.glob("pairs_*.csv")}
+    pairs = "/".join(str(lines[split]) for split in ("train", "val", "test") if split in lines)
+    return f"{len(known['names'])} images of {' x '.join(map(str, known['shape']))}; {pairs} ordered pairs ({'/'.join(s for s in ('train', 'val', 'test') if s in lines)})"
+
+
+def list_all(options) -> None:
+    print(catalogue.table(options.root))
+
+
+def get_anatomies(options) -> None:
+    folder, what = anatomies.prepare(options.root, options.spacing, options.workers, options.progress)
+    print(f"{folder}: {what}\n{counts(folder)}\n{before(folder, 'test', options.progress)}")
+
+
+def get_oasis(options) -> None:
+    if options.download and options.source:
+        raise ValueError("--download fetches a release, --source names one that is here: give one of the two")
+    if options.download and not options.accept_terms:
+        raise ValueError(f"{oasis.ACCESS.strip()}\n\nTo download under these terms add --accept-terms")
+    if options.download:
+        [options.source], _ = fetch([oasis.NEURITE], options.root / "downloads", options.progress)
+    _explain_or(oasis, options)
+    folder = oasis.prepare(options.source, options.root, options.partial, options.progress, options.workers) if options.source else options.root / "oasis"
+    print(f"{folder}: {counts(folder)}\n{oasis.subject_lists(folder)}\n{before(folder, 'val', options.progress)} (the challenge's release: about 0.57)")
+
+
+def get_rafd(options) -> None:
+    _explain_or(rafd, options)
+    crop = tuple(options.crop) if options.crop else None
+    folder = rafd.prepare(options.source, options.root, crop, options.progress) if options.source else options.root / "rafd"
+    print(f"{folder}: {counts(folder)}\nlook at {folder / 'preview.png'}: does the crop fit the faces? If not: --crop LEFT TOP SIDE")
+
+
+def _explain_or(module, options) -> None:
+    """Without ``--source``: verify what is there, or explain how the data are got and stop."""
+    if options.source:
+        return
+    folder = options.root / options.command
+    if prepared.about(folder) is None:
+        print(module.ACCESS)
+        sys.exit(f"{options.command} is not in {options.root} yet; once you have it: "
+                 f"python -m data_download {options.command} --source FOLDER_OR_ARCHIVE")
+    bad = prepared.damaged(folder)
+    if bad:
+        raise ValueError(f"{folder} is damaged ({', '.join(bad)}); prepare it again with --source")
+    print("already there and verified")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(
+        prog="python -m data_download", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Get, check and prepare the data sets. A command that was stopped continues when it is given again;\n"
+                    "one that finds everything in its place only verifies it.",
+        epilog=textwrap.dedent("""\
+            environment:
+              TVF_DATA         default of --root
+              TVF_DATA_MIRROR  take the files from this folder instead of the network"""))
+    commands = main.add_subparsers(dest="command", required=True, metavar="{list,anatomies,oasis,rafd}")
+
+    def command(name, run, text, description=""):
+        sub = commands.add_parser(name, help=text, description=description or text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.add_argument("--root", type=Path, default=data_root(), help="folder of the data sets (default: %(default)s)")
+        sub.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
+        sub.set_defaults(run=run)
+        return sub
+
+    command("list", list_all, "every data set: size, terms, what it is for, whether it is here")
+    sub = command("anatomies", get_anatomies, "20 real anatomies as T1-like images (no permission needed; 32 MB)", anatomies.__doc__)
+    sub.add_argument("--spacing", type=float, default=2.5, help="of the voxels: 1, 2 or 2.5 mm (default: %(default)s)")
+    sub.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    sub = command("oasis", get_oasis, "OASIS, the paper's brains: Learn2Reg's, neurite's or TransMorph's release", oasis.ACCESS)
+    sub.add_argument("--source", type=Path, help="folder or archive of one of the releases")
+    sub.add_argument("--download", choices=["neurite"], help="fetch the neurite release (6.6 GB)")
+    sub.add_argument("--accept-terms", action="store_true", help="you agree to the OASIS data use agreement")
+    sub.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    sub.add_argument("--partial", action="store_true", help="accept fewer subjects or smaller volumes than the release has")
+    sub = command("rafd", get_rafd, "RaFD, the paper's faces: how to get it; prepare the originals", rafd.ACCESS)
+    sub.add_argument("--source", type=Path, help="folder or archive of the original photographs")
+    sub.add_argument("--crop", type=int, nargs=3, metavar=("LEFT", "TOP", "SIDE"), help="square to keep, in pixels of the originals")
+    return main
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_download", description="Data sets of the companion.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="every data set: what it is for, its terms, whether it is ready here")
-    parser.parse_args()
-    for source in SOURCES:
-        print(f"{source.name:12s} {source.purpose}\n{'':12s} terms: {source.terms}\n{'':12s} state: {state(source)}")
+    options = parser().parse_args()
+    try:
+        options.root = Path(os.path.abspath(options.root.expanduser()))
+        options.run(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"data_download: {error}")
+    except KeyboardInterrupt:
+        sys.exit("data_download: stopped; the same command continues")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """The training notebooks run from a profile, as papermill users run them; the README shows stored results."""
 
 import re
+import sys
 
 import numpy as np
 import papermill
 import pytest
 import yaml
 
+import standins
+from data_download import __main__ as data_download
 from tvf_core import evaluate, integrate, tables
 from tvf_core.data import load
 from tvf_core.fields import identity_grid
@@ -18,12 +21,34 @@ from tvf_core.paths import RESULTS, ROOT
 def test_the_smoke_profile_runs_the_notebook(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TVF_RUNS", str(tmp_path / "runs"))
     profile = yaml.safe_load((ROOT / "notebooks" / "profiles" / f"smoke_{name.rsplit('_')[-1]}.yaml").read_text())
-    done = papermill.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb", parameters=profile,
-                                      cwd=tmp_path, kernel_name="python3", progress_bar=False)
+    chosen = ["identity", "vm-2", "lddmm", "tm-tvf"]  # a displacement, pair by pair, a velocity; the strict comparison runs them all
+    done = papermill.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb",
+                                      parameters=profile | {"methods": " ".join(chosen)}, cwd=tmp_path, kernel_name="python3", progress_bar=False)
     assert any("injected-parameters" in cell.metadata.tags for cell in done.cells)
     written = evaluate.read_results(tmp_path / "runs" / "results", profile["data"])
-    methods = available({"demo_faces": 2, "demo_brains": 3}[profile["data"]])
-    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(methods, profile["test_pairs"])
+    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(chosen, profile["test_pairs"])
+
+
+@pytest.mark.parametrize("name", ["rafd", "oasis"])
+def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_path, monkeypatch):
+    """On stand-ins of the same form, cut to a few steps of a tiny network: the profile decides everything else."""
+    if name == "rafd":
+        source = ["--source", str(standins.rafd(tmp_path / "original"))]
+    else:
+        source = ["--source", str(standins.neurite(tmp_path / "original", [1, 2, 3, 438, 439, 440])), "--partial"]
+    monkeypatch.setattr(sys, "argv", ["data_download", name, "--root", str(tmp_path / "data"), "--no-progress", *source])
+    data_download.main()
+    monkeypatch.setenv("TVF_RUNS", str(tmp_path / "runs"))
+    profile = yaml.safe_load((ROOT / "notebooks" / "profiles" / f"paper_{name}.yaml").read_text())
+    cut = {"size": "tiny", "steps": 2, "batch": 1, "test_pairs": 2, "methods": "vm-2 tm tm-tvf", "data_root": str(tmp_path / "data")}
+    notebook = {"rafd": "03_train_faces", "oasis": "04_train_brains"}[name]
+    papermill.execute_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb", parameters=profile | cut,
+                               cwd=tmp_path, kernel_name="python3", progress_bar=False)
+    written = evaluate.read_results(tmp_path / "runs" / "results", name)
+    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(("identity", "vm-2", "tm", "tm-tvf"), 2)
+    assert {s["split"] for s in written.values()} == {profile.get("split", "test")}
+    assert all(s["card"]["settings"]["origin"] for s in written.values())
+    assert "| TM-TVF |" in tables.comparison(1 if name == "rafd" else 2, written)
 
 
 def test_a_mistyped_parameter_stops_the_notebook(tmp_path):

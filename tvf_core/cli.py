@@ -23,6 +23,7 @@ from .paths import RESULTS, ROOT, runs, write_then_rename
 
 app = SubcommandApp()
 DEMO_PROFILES = ("demo_faces", "demo_brains")  # of Table 1 and Table 2
+ANATOMY_METHODS = ("identity", "convexadam", "lapirn", "lddmm", "tm", "tm-tvf-lddmm", "tm-tvf")  # the paper's Table 2, and LDDMM
 README_PAIR = 30
 
 
@@ -40,7 +41,7 @@ def methods(size: str = "demo", sources: bool = False) -> None:
 
 @app.command
 def train(method: str, profile: str, steps: int = 0, seed: int = 0, losses: dict[str, float] | None = None, precision: str = "",
-          recompute: bool = False, out: Path | None = None) -> None:
+          recompute: bool = False, workers: int | None = None, out: Path | None = None) -> None:
     """Train a method; continues by itself if it was stopped.
 
     Args:
@@ -51,10 +52,11 @@ def train(method: str, profile: str, steps: int = 0, seed: int = 0, losses: dict
         losses: terms and weights instead of the method's own, e.g. ssim 1 diffusion 1; see `tvf methods --sources`.
         precision: fp32, bf16 or fp16 for the network; default what accelerate is set to, else fp32.
         recompute: keep fewer activations, in less memory and somewhat more time.
+        workers: processes that load batches ahead; default up to 4 beside a GPU, else none.
         out: folder for weights, history and card; default runs/<data>/<method>.
     """
     card = training.train(method, profiles.read(profile), steps=steps or None, seed=seed,
-                          losses=losses, precision=precision, recompute=recompute, out=out)
+                          losses=losses, precision=precision, recompute=recompute, workers=workers, out=out)
     best = card["validation"]
     print(f"{card['weights']}: validation {best['metric']} {best['score']:.4f} in {card['seconds']:.0f} s")
 
@@ -66,7 +68,7 @@ def evaluate(method: str, data: str, weights: Path | None = None, split: str = "
 
     Args:
         method: one of `tvf methods`.
-        data: demo_faces or demo_brains.
+        data: a data set, e.g. demo_faces, demo_brains or anatomies; python -m data_download list tells which are here.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
         split: train, val or test.
         limit: evaluate only so many pairs; 0 is all.
@@ -103,10 +105,12 @@ def convert(released: Positional[Annotated[Path, tyro.conf.arg(metavar="RELEASED
 
 @app.command(name="train-all")
 def train_all() -> None:
-    """Train every shipped network in runs/ (finished ones are kept), round it into book/weights, evaluate into book/results."""
-    for name in DEMO_PROFILES:
-        profile = profiles.read(name)
-        for method in available(load(profile.data, "val").dim, trainable=True):
+    """Train every shipped network in runs/ (finished ones are kept), round it into book/weights, evaluate into book/results.
+
+    Those for the anatomies as well, where these are prepared.
+    """
+    for name, profile, rows in _shipped():
+        for method in [m for m in rows if METHODS[m].build]:
             out = runs() / profile.data / method
             training.train(method, profile, out=out)
             model = checkpoints.load(out / "weights.safetensors")
@@ -118,13 +122,17 @@ def train_all() -> None:
 
 @app.command(name="evaluate-all")
 def evaluate_all() -> None:
-    """Evaluate every shipped network on its test split into book/results; renew the README's tables and picture."""
+    """Evaluate every shipped network on its test split into book/results; renew the README's tables and picture.
+
+    On the anatomies as well, where these are prepared.
+    """
     blocks = {}
-    for number, name in enumerate(DEMO_PROFILES, start=1):
-        data = profiles.read(name).data
-        for method in available(load(data, "test").dim):
-            _print_summary(evaluation.evaluate(method, data, limit=evaluation.enough(method), out=RESULTS))
-        blocks[f"table{number}"] = tables.comparison(number, evaluation.read_results(RESULTS, data))
+    for name, profile, rows in _shipped():
+        for method in rows:
+            _print_summary(evaluation.evaluate(method, profile.data, limit=evaluation.enough(method), out=RESULTS))
+        if name in DEMO_PROFILES:
+            number = 1 + DEMO_PROFILES.index(name)
+            blocks[f"table{number}"] = tables.comparison(number, evaluation.read_results(RESULTS, profile.data))
     tables.update_readme(blocks)
     draw("tm-tvf", "demo_faces", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")
 
@@ -136,7 +144,7 @@ def bench(operation: Positional[Annotated[str, tyro.conf.arg(metavar="OPERATION"
     """Time an operation and its memory: this package, the released form, other packages if they are installed.
 
     Args:
-        operation: lncc, label-dice, attention, decoder, flow, forward, train-step, or all.
+        operation: lncc, label-dice, attention, decoder, flow, forward, train-step, loading, or all.
         size: voxels of the image along each axis.
         labels: number of classes, background among them.
         network: size of TM-TVF: demo, tiny, small, base, large or huge.
@@ -178,7 +186,7 @@ def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, ima
 
     Args:
         method: one of `tvf methods`.
-        data: demo_faces or demo_brains.
+        data: a data set, e.g. demo_faces, demo_brains or anatomies; python -m data_download list tells which are here.
         pair: number of the test pair.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
         image_size: edge of the images, as in training; 0 is the data set's own size.
@@ -196,6 +204,18 @@ def draw(method: str, data: str, pair: int = 0, weights: Path | None = None, ima
     with write_then_rename(out) as temporary:
         fig.savefig(temporary, format="png")
     print(f"{out}: {pairs.pair_name(pair)}")
+
+
+def _shipped():
+    """Profile name, profile and methods of everything whose weights and results come with the book and whose data are here."""
+    for name in (*DEMO_PROFILES, "anatomies"):
+        profile = profiles.read(name)
+        try:
+            dim = load(profile.data, "val").dim
+        except FileNotFoundError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        yield name, profile, available(dim) if name in DEMO_PROFILES else ANATOMY_METHODS
 
 
 def _print_summary(summary: dict) -> None:

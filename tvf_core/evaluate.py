@@ -92,7 +92,7 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     model = load_model(method, pairs, weights)
     weights = Path(weights) if weights else checkpoints.shipped(method, data)
     settings = {"method": method, "data": data, "split": split, "shape": list(pairs.shape), "limit": limit,
-                "weights": sha256(weights)[:16] if entry.build else None,
+                **({"origin": pairs.origin} if pairs.origin else {}), "weights": sha256(weights)[:16] if entry.build else None,
                 "integrator": model.config.integrator if entry.has_velocity and entry.build else None}
     folder = (Path(out) if out else runs() / "results") / data
     summary_file, rows_file = folder / f"{method}.json", folder / f"{method}.csv"

@@ -20,6 +20,11 @@ def runs() -> Path:
     return Path(os.environ.get("TVF_RUNS") or ROOT / "runs")
 
 
+def data_root() -> Path:
+    """Folder of the data sets that ``python -m data_download`` prepares: ``$TVF_DATA``, else ``data/`` beside the package."""
+    return Path(os.environ.get("TVF_DATA") or ROOT / "data")
+
+
 def cache() -> Path:
     """Folder for generated data: ``$TVF_CACHE``, else the user's cache folder."""
     return Path(os.environ.get("TVF_CACHE") or pooch.os_cache("tvf_core"))
@@ -47,5 +52,7 @@ def sha256(*paths: Path) -> str:
     """Hash of files' contents, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(Path(path).read_bytes())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):  # files may be larger than the memory
+                digest.update(block)
     return digest.hexdigest()

@@ -32,7 +32,11 @@ class Profile:
     live_steps: int = 40
     """steps of the notebook's own short training; 0 skips it"""
     test_pairs: int = 0
-    """pairs to evaluate; 0 is all of the test split"""
+    """pairs to evaluate; 0 is all of the split"""
+    split: str = "test"
+    """split that is evaluated in the end (test labels of OASIS are not public: val)"""
+    weights: str = "shipped"
+    """`shipped`, or `train` to train every method for `steps` steps first"""
 
 
 def check(values: dict, where: str = "profile") -> Profile:
@@ -45,6 +49,9 @@ def check(values: dict, where: str = "profile") -> Profile:
         if not ok or isinstance(value, bool):
             raise ValueError(f"{where}: {key} must be {known[key].__name__}, got {value!r} "
                              f"({type(value).__name__}; in YAML write 1.0e-4, not 1e-4)")
+    for key, choices in (("split", ("test", "val")), ("weights", ("shipped", "train"))):
+        if values.get(key, choices[0]) not in choices:
+            raise ValueError(f"{where}: {key} must be {' or '.join(choices)}, got {values[key]!r}")
     if "data" not in values:
         raise ValueError(f"{where}: needs the parameter 'data'")
     profile = Profile(**values)

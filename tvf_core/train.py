@@ -24,7 +24,7 @@ from tqdm import tqdm
 from . import checkpoints
 from .card import run_card
 from .checks import one_of
-from .data import PairData, load
+from .data import PairData, batches, load
 from .evaluate import score
 from .methods import METHODS, NetworkConfig
 from .model import Model, check_losses, objective
@@ -36,7 +36,8 @@ from .swin import recompute_activations
 
 def train(method: str, profile: Profile, *, steps: int | None = None, seed: int = 0, time_steps: int = 8,
           integrator: str = "", validations: int = 8, validation_pairs: int = 12, save_minutes: float = 2.0,
-          losses: dict[str, float] | None = None, precision: str = "", recompute: bool = False, out: Path | None = None, progress: bool = True) -> dict:
+          losses: dict[str, float] | None = None, precision: str = "", recompute: bool = False, workers: int | None = None,
+          out: Path | None = None, progress: bool = True) -> dict:
     """Train one method and write its weights, history and run card.
 
     Parameters
@@ -56,6 +57,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
         fp32. Fields, losses and weights stay float32. Validation uses the same arithmetic, ``evaluate`` fp32.
     recompute : keep fewer activations for the backward pass (:func:`tvf_core.swin.recompute_activations`); for networks
         with a transformer or a time-varying head.
+    workers : processes that load batches ahead; default up to 4 beside a GPU, else 0. The result does not depend on them.
     out : folder for ``weights.safetensors``, ``weights.json`` (the card), ``history.jsonl`` and
         ``state.pt``; default ``runs/<data>/<method>``. An unfinished run found there is continued, a
         finished one returned; one with other settings is an error.
@@ -85,9 +87,9 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     if not splits["train"].classes and set(losses or ()) & set(LABEL_TERMS):
         raise ValueError(f"losses: {profile.data} has no labels for {', '.join(sorted(set(losses) & set(LABEL_TERMS)))}")
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
-    training = {k: v for k, v in asdict(profile).items() if k not in ("live_steps", "test_pairs")}
+    training = {k: v for k, v in asdict(profile).items() if k not in ("live_steps", "test_pairs", "split", "weights")}
     recipe = {"method": method, **training, "steps": steps, "seed": seed, "network": asdict(config),
-              **({"losses": losses} if losses else {}), "processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+              **({"losses": losses} if losses else {}), **({"origin": splits["train"].origin} if splits["train"].origin else {}), "processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
     if (out / "weights.json").exists():
         card = json.loads((out / "weights.json").read_text())
         _same_settings(card["settings"], recipe, out)
@@ -126,19 +128,21 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     start = saved = time.time()
     bar = tqdm(range(begin, steps), initial=begin, total=steps, desc=f"{method} on {profile.data}",
                disable=not (progress and accelerator.is_main_process), mininterval=1.0)
+    # What a step sees follows from its number alone, so that batches can be loaded ahead and a run continued.
+    drawn = lambda step: draw_pairs(splits["train"], step * directions, profile.batch, seed, accelerator.process_index)  # noqa: E731
+    loaded = batches(splits["train"], map(drawn, range(begin, steps)), accelerator.device, workers)
     for step in bar:
         torch.manual_seed(_seed(seed, step, accelerator.process_index))
         for group in optimizer.param_groups:
             group["lr"] = profile.lr * (1 - step / steps) ** 0.9
-        pairs = draw_pairs(splits["train"], step * directions, profile.batch, seed, accelerator.process_index)
-        batch = {k: v.to(accelerator.device) for k, v in splits["train"].stack(pairs).items()}
+        batch = next(loaded)
 
         trained.train()
         terms = trained(batch, step / steps)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             parts = ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items())
-            raise FloatingPointError(f"step {step}: loss is not finite ({parts}) for pairs {pairs}; lower the learning rate")
+            raise FloatingPointError(f"step {step}: loss is not finite ({parts}) for pairs {drawn(step)}; lower the learning rate")
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()

@@ -19,9 +19,13 @@ from ..card import run_card
 from ..checks import one_of
 from ..paths import write_json
 from . import measure, peers
-from .operations import OPERATIONS, Setting
+from .loading import loading
+from .operations import OPERATIONS as COMPUTATIONS
+from .operations import Setting
 
 __all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "run"]
+
+OPERATIONS = {**COMPUTATIONS, "loading": loading}
 
 # What is measured to see how the cost grows: operation, forms, and the settings that differ.
 _CUBES = [dict(shape=(n, n, n)) for n in (32, 48, 64, 96, 128)]

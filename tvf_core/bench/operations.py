@@ -86,7 +86,7 @@ class Operation:
 
 def lncc(s: Setting) -> Operation:
     """Local NCC, window 9, with the gradient for the warped image."""
-    a, b = (image.requires_grad_(k == 0) for k, image in enumerate(_images(s)))
+    a, b = (image.requires_grad_(k == 0) for k, image in enumerate(painted(s)))
 
     def form(loss):
         def run():
@@ -101,7 +101,7 @@ def lncc(s: Setting) -> Operation:
 
 def label_dice(s: Setting) -> Operation:
     """Soft Dice of a warped label map, with the gradient for the displacement."""
-    moving, fixed = _labels(s)
+    moving, fixed = regions(s)
     u = _displacement(s).requires_grad_()
 
     def form(loss):
@@ -196,7 +196,7 @@ def train_step(s: Setting) -> Operation:
     The forms return the losses and the gradients of the first direction.
     """
     ours, slow, images = _networks(s)
-    maps = _labels(s)
+    maps = regions(s)
     pairs = [dict(moving=images[i], fixed=images[1 - i], moving_labels=maps[i], fixed_labels=maps[1 - i]) for i in (0, 1)]
 
     def slow_loss(batch, u):
@@ -244,7 +244,7 @@ OPERATIONS = {"lncc": lncc, "label-dice": label_dice, "attention": attention, "d
               "forward": forward, "train-step": train_step}
 
 
-def _labels(s: Setting) -> list[torch.Tensor]:
+def regions(s: Setting) -> list[torch.Tensor]:
     """Two label maps: regions nearest to points, inside an ellipsoid; those of the second are moved a little."""
     rng = np.random.default_rng(s.seed)
     shape = np.array(s.shape)
@@ -261,13 +261,13 @@ def _labels(s: Setting) -> list[torch.Tensor]:
     return maps
 
 
-def _images(s: Setting) -> list[torch.Tensor]:
+def painted(s: Setting) -> list[torch.Tensor]:
     """The label maps painted, blurred and with noise, in [0, 1]."""
     rng = np.random.default_rng(s.seed)
     values = rng.uniform(0.2, 0.9, s.labels).astype(np.float32)
     values[0] = 0
     images = []
-    for labels in _labels(s):
+    for labels in regions(s):
         image = ndimage.gaussian_filter(values[labels[0, 0].cpu().numpy()], 1.0) + rng.normal(0, 0.02, s.shape)
         image = torch.from_numpy(image.clip(0, 1).astype(np.float32))[None, None]
         images.append(image.repeat(s.batch, 1, *[1] * len(s.shape)).to(s.device))
@@ -287,7 +287,7 @@ def _networks(s: Setting) -> tuple[nn.Module, nn.Module, list[torch.Tensor]]:
     for head in ours.reg_heads:
         nn.init.normal_(head[0].weight, std=0.02)
     ours = ours.to(s.device)
-    return ours, literal.network(ours), _images(s)
+    return ours, literal.network(ours), painted(s)
 
 
 def _with_gradients(layer: nn.Module, x: torch.Tensor) -> Callable:

@@ -10,13 +10,14 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 
 from .. import fields, integrate
 from ..checks import one_of
-from ..paths import cache, sha256, write_then_rename
-from . import demo_brains, demo_faces
+from ..paths import cache, data_root, sha256, write_then_rename
+from . import demo_brains, demo_faces, prepared
 
 SPLITS = ("train", "val", "test")
 
@@ -32,6 +33,8 @@ class PairData:
     pairs : ordered (moving, fixed) indices into ``images``.
     names : name of each image.
     label_names : label number -> structure, without background.
+    axes : 3D: where the array's axes run: R or L, A or P, S or I, as in nibabel.
+    origin : hash of a prepared data set, so that results know which data they are from; embedded data need none.
     """
 
     name: str
@@ -41,6 +44,8 @@ class PairData:
     names: list[str]
     labels: np.ndarray | None = None
     label_names: dict[int, str] = field(default_factory=dict)
+    axes: str = "RAS"
+    origin: str = ""
 
     @property
     def dim(self) -> int:
@@ -68,12 +73,33 @@ class PairData:
 
     def take(self, moving: int, fixed: int) -> dict[str, torch.Tensor]:
         """Any two images as a pair."""
+        return as_images(self.stored(moving, fixed))
+
+    def stored(self, moving: int, fixed: int) -> dict[str, torch.Tensor]:
+        """Any two images as a pair, as they are stored (uint8): what :func:`as_images` makes floats of."""
         item = {}
         for role, index in (("moving", moving), ("fixed", fixed)):
-            item[role] = torch.from_numpy(self.images[index]).float()[None] / 255
+            item[role] = torch.from_numpy(np.array(self.images[index]))[None]
             if self.labels is not None:
-                item[f"{role}_labels"] = torch.from_numpy(self.labels[index]).long()[None]
+                item[f"{role}_labels"] = torch.from_numpy(np.array(self.labels[index]))[None]
         return item
+
+    def upright(self, volume, vectors: bool = False) -> torch.Tensor:
+        """A volume ``(..., *S)`` of this data set with its axes to the right, the front and the top, as figures want it.
+
+        With ``vectors``, a field ``(..., 3, *S)``, whose components turn with the axes. 2D is left as it is.
+        """
+        volume = volume if isinstance(volume, torch.Tensor) else torch.tensor(np.asarray(volume))
+        if self.dim == 2 or self.axes == "RAS":
+            return volume
+        turns = nib.orientations.axcodes2ornt(self.axes)  # per axis: where it goes, and with which sign
+        source = [int(axis) for axis in np.argsort(turns[:, 0])]
+        lead = volume.dim() - 3
+        volume = volume.flip([lead + axis for axis in range(3) if turns[axis, 1] < 0])
+        volume = volume.permute(*range(lead), *(lead + axis for axis in source))
+        if vectors:
+            volume = torch.stack([turns[axis, 1] * volume.select(lead - 1, axis) for axis in source], lead - 1)
+        return volume
 
     def batch(self, ks) -> dict[str, torch.Tensor]:
         """Pairs of the split, by number, stacked along a batch axis."""
@@ -90,6 +116,11 @@ class PairData:
             raise ValueError(f"limit: expected 0 (all pairs) or more, got {limit}")
         count = min(limit or len(self), len(self))
         return np.linspace(0, len(self) - 1, count).round().astype(int).tolist()
+
+
+def as_images(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stored bytes as images, float in [0, 1], and labels, long."""
+    return {key: value.long() if key.endswith("labels") else value.float() / 255 for key, value in stored.items()}
 
 
 def load(name: str, split: str, size: int | None = None, progress: bool = False) -> PairData:
@@ -150,4 +181,28 @@ def _cached(name: str, sources: list[str], make) -> dict[str, np.ndarray]:
         return {key: stored[key] for key in stored.files}
 
 
-DATASETS = {"demo_faces": _demo_faces, "demo_brains": _demo_brains}
+def _prepared(name: str, folder: str, command: str):
+    """Loader of a data set that ``python -m data_download COMMAND`` has prepared in a folder of the data root."""
+
+    def load(split: str, size: int | None, progress: bool) -> PairData:
+        place = data_root() / folder
+        if prepared.about(place) is None:
+            raise FileNotFoundError(f"{name} is not in {place}; get it with: python -m data_download {command}")
+        data = PairData(name, split, **prepared.read(place, split))
+        if size not in (None, *data.shape):
+            raise ValueError(f"{name}: comes in one size, {data.shape}; got size={size}")
+        return data
+
+    return load
+
+
+# Name -> loader of (split, size or None, progress). Those below the first two are prepared by data_download.
+DATASETS = {
+    "demo_faces": _demo_faces,
+    "demo_brains": _demo_brains,
+    "anatomies": _prepared("anatomies", "anatomies/2.5mm", "anatomies"),
+    "anatomies_2mm": _prepared("anatomies_2mm", "anatomies/2mm", "anatomies --spacing 2"),
+    "anatomies_1mm": _prepared("anatomies_1mm", "anatomies/1mm", "anatomies --spacing 1"),
+    "rafd": _prepared("rafd", "rafd", "rafd --help"),
+    "oasis": _prepared("oasis", "oasis", "oasis --help"),
+}

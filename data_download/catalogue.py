@@ -1,0 +1,64 @@
+"""Every data set of the companion: what it is for, how large it is, under which terms, and whether it is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvf_core.data import prepared
+from tvf_core.paths import cache
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set. ``folders`` below the data root hold it once it is prepared; embedded ones have none."""
+
+    name: str
+    title: str
+    purpose: str
+    size: str
+    terms: str
+    get: str
+    folders: tuple[str, ...] = ()
+
+
+ENTRIES = [
+    Entry("demo_faces", "67 drawn subjects x 8 expressions", "Table 1 anywhere", "embedded", "part of this package (MIT)",
+          "generated at first use"),
+    Entry("demo_brains", "the MNI152 template under 50 known diffeomorphisms", "Table 2 anywhere", "embedded",
+          "made from the ICBM 152 template that ships with nilearn", "generated at first use"),
+    Entry("anatomies", "20 real anatomies with painted T1-like intensities", "Table 2 on real anatomical variability",
+          "32 MB to fetch, 13 MB prepared (1 mm: 230 MB)", "Apache-2.0 (label maps of BBillot/SynthSeg)", "python -m data_download anatomies",
+          ("anatomies/2.5mm", "anatomies/2mm", "anatomies/1mm")),
+    Entry("rafd", "Radboud Faces Database, 536 photographs", "the paper's Table 1", "35 MB prepared",
+          "on request to researchers, no redistribution", "python -m data_download rafd --help", ("rafd",)),
+    Entry("oasis", "OASIS brains as in Learn2Reg, 414 labelled scans", "the paper's Table 2", "6.6 GB to fetch, 5.7 GB prepared",
+          "OASIS data use agreement", "python -m data_download oasis --help", ("oasis",)),
+]
+
+
+def states(entry: Entry, root: Path) -> list[str]:
+    """Where a data set is ready to be used; empty if it is not."""
+    if not entry.folders:
+        size = sum(f.stat().st_size for f in cache().glob(f"{entry.name}_*.npz"))
+        return [f"ready, {size / 1e6:.0f} MB in {cache()}"] if size else []
+    found = []
+    for folder in (Path(root) / name for name in entry.folders):
+        known = prepared.about(folder)
+        if known is not None:
+            missing = [name for name in known["sha256"] if not (folder / name).is_file()]
+            found.append(f"{folder}: damaged, no {missing[0]}" if missing else f"ready in {folder}")
+        elif folder.with_name(f".{folder.name}.part").is_dir():
+            found.append(f"begun in {folder}; the same command continues")
+    return found
+
+
+def table(root: Path) -> str:
+    """One block of lines per data set."""
+    lines = []
+    for entry in ENTRIES:
+        here = states(entry, root) or [f"not here yet: {entry.get}" if entry.folders else entry.get]
+        lines += [f"{entry.name:12s} {entry.title}"]
+        lines += [f"{'':12s} {key + ':':7s} {value}" for key, value in
+                  [("for", entry.purpose), ("size", entry.size), ("terms", entry.terms), *[("state", s) for s in here]]]
+    return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""Reading a pair with its labels: from a prepared data set, and from compressed NIfTI files as the releases come."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from ..data.loading import batches
+from ..data.pairs import PairData
+from .operations import Operation, Setting, painted, regions
+
+
+def loading(s: Setting) -> Operation:
+    """A batch of one pair and its label maps, from disk (the operating system may have it in memory) to the device."""
+    folder = tempfile.TemporaryDirectory(prefix="tvf-bench-")
+    place = Path(folder.name)
+    images = [np.round(255 * x[0, 0].cpu().numpy()).astype(np.uint8) for x in painted(s)]
+    labels = [x[0, 0].cpu().numpy() for x in regions(s)]
+    for name, arrays in (("images", images), ("labels", labels)):
+        np.save(place / f"{name}.npy", np.stack(arrays))
+        for k, array in enumerate(arrays):
+            stored = array / np.float32(255) if name == "images" else array
+            nib.save(nib.Nifti1Image(stored, np.eye(4)), place / f"{name}{k}.nii.gz")
+    opened = [np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("images", "labels")]
+    part = PairData("bench", "train", opened[0], [(0, 1)], ["0", "1"], opened[1], {s.labels - 1: "last"})
+
+    def ours():
+        [batch] = batches(part, [[(0, 1)]], s.device, workers=0)
+        return [batch[key] for key in ("moving", "fixed", "moving_labels", "fixed_labels")]
+
+    def literal():
+        folder.name  # keeps the files for as long as they may be read
+        read = lambda name: torch.from_numpy(np.asarray(nib.load(place / f"{name}.nii.gz").dataobj))[None, None]  # noqa: E731
+        return [*(read(f"images{k}").float().to(s.device) for k in (0, 1)), *(read(f"labels{k}").long().to(s.device) for k in (0, 1))]
+
+    return Operation({"ours": ours, "literal": literal}, moved=2.0 * (4 + 8) * images[0].size)
