@@ -28,7 +28,7 @@ ENTRIES = [
     Entry("demo_brains", "the MNI152 template under 50 known diffeomorphisms", "Table 2 anywhere", "embedded",
           "made from the ICBM 152 template that ships with nilearn", "generated at first use"),
     Entry("anatomies", "20 real anatomies with painted T1-like intensities", "Table 2 on real anatomical variability",
-          "32 MB to fetch, 13 MB prepared (1 mm: 230 MB)", "Apache-2.0 (label maps of BBillot/SynthSeg)", "python -m data_download anatomies",
+          "32 MB to fetch, 15 MB prepared (1 mm: 300 MB)", "Apache-2.0 (label maps of BBillot/SynthSeg)", "python -m data_download anatomies",
           ("anatomies/2.5mm", "anatomies/2mm", "anatomies/1mm")),
     Entry("rafd", "Radboud Faces Database, 536 photographs", "the paper's Table 1", "35 MB prepared",
           "on request to researchers, no redistribution", "python -m data_download rafd --help", ("rafd",)),

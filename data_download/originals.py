@@ -64,7 +64,7 @@ def looks_like(files: list[Path], asked: str) -> str:
     if asked != "rafd" and any(n.startswith("Rafd") for n in names):
         return "this looks like RaFD: python -m data_download rafd"
     if scans and all("seg" in f.name.lower() or "label" in f.name.lower() for f in scans):
-        return "it holds label maps without images, as SynthSeg's are; the release of OASIS with both is needed"
+        return "it holds label maps without images, as SynthSeg's are (those are for: python -m data_download anatomies)"
     if asked != "oasis" and any("OASIS" in f.parent.name + f.name for f in scans):
         return "this looks like OASIS: python -m data_download oasis"
     if asked != "oasis" and any(n.endswith((".pkl", ".pickle")) for n in names):

@@ -1,5 +1,6 @@
 """The training notebooks run from a profile, as papermill users run them; the README shows stored results."""
 
+import json
 import re
 import sys
 
@@ -10,11 +11,11 @@ import yaml
 
 import standins
 from data_download import __main__ as data_download
-from tvf_core import evaluate, integrate, tables
+from tvf_core import checkpoints, cli, evaluate, integrate, tables
 from tvf_core.data import load
 from tvf_core.fields import identity_grid
-from tvf_core.methods import available
-from tvf_core.paths import RESULTS, ROOT
+from tvf_core.methods import METHODS, available
+from tvf_core.paths import RESULTS, ROOT, sha256
 
 
 @pytest.mark.parametrize("name", ["03_train_faces", "04_train_brains"])
@@ -70,6 +71,21 @@ def test_the_stored_results_clearly_beat_no_registration(data, metric, margin):
     for method in stored:
         assert method == "identity" or stored[method][metric]["mean"] > stored["identity"][metric]["mean"] + margin
     assert stored["identity"]["folding_percent"]["mean"] == 0
+
+
+def test_what_chapter_2_says_about_real_anatomies_is_what_was_measured():
+    stored = evaluate.read_results(RESULTS, "anatomies")
+    mean = {metric: {m: s["summary"][metric]["mean"] for m, s in stored.items()} for metric in ("dice", "ssim")}
+    assert list(stored) == [m for m in METHODS if m in cli.ANATOMY_METHODS] and {s["n_pairs"] for s in stored.values()} == {12}
+    assert max(mean["dice"], key=mean["dice"].get) == "tm-tvf" and max(mean["ssim"], key=mean["ssim"].get) == "lddmm"
+    for m, summary in stored.items():
+        assert mean["dice"][m] >= mean["dice"]["identity"]
+        settings = summary["card"]["settings"]
+        if settings["weights"]:
+            file = checkpoints.shipped(m, "anatomies")
+            assert sha256(file).startswith(settings["weights"])
+            card = json.loads(file.with_suffix(".json").read_text())
+            assert card["pairs_seen"] == 1200 and card["settings"]["origin"] == settings["origin"]
 
 
 @pytest.mark.parametrize("data", ["demo_faces", "demo_brains"])

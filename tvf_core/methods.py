@@ -287,6 +287,6 @@ METHODS = {
 }
 
 
-def available(dim: int, trainable: bool = False) -> list[str]:
-    """Names of the methods for 2D or 3D, in the order of the tables; ``trainable``: those with a network."""
-    return [name for name, entry in METHODS.items() if dim in entry.dims and (entry.build or not trainable)]
+def available(dim: int) -> list[str]:
+    """Names of the methods for 2D or 3D, in the order of the tables."""
+    return [name for name, entry in METHODS.items() if dim in entry.dims]
