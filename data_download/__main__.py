@@ -52,19 +52,33 @@ def get_oasis(options) -> None:
     if options.download and options.source:
         raise ValueError("--download fetches a release, --source names one that is here: give one of the two")
     if options.download and not options.accept_terms:
-        raise ValueError(f"{oasis.ACCESS.strip()}\n\nTo download under these terms add --accept-terms")
+        print(oasis.ACCESS)
+        raise ValueError("to download under these terms add --accept-terms")
     if options.download:
         [options.source], _ = fetch([oasis.NEURITE], options.root / "downloads", options.progress)
     _explain_or(oasis, options)
-    folder = oasis.prepare(options.source, options.root, options.partial, options.progress, options.workers) if options.source else options.root / "oasis"
+    folder = options.root / "oasis"
+    if options.source:
+        _told(folder, lambda: oasis.prepare(options.source, options.root, options.partial, options.progress, options.workers))
     print(f"{folder}: {counts(folder)}\n{oasis.subject_lists(folder)}\n{before(folder, 'val', options.progress)} (the challenge's release: about 0.57)")
 
 
 def get_rafd(options) -> None:
     _explain_or(rafd, options)
     crop = tuple(options.crop) if options.crop else None
-    folder = rafd.prepare(options.source, options.root, crop, options.progress) if options.source else options.root / "rafd"
+    folder = options.root / "rafd"
+    if options.source:
+        _told(folder, lambda: rafd.prepare(options.source, options.root, crop, options.progress))
     print(f"{folder}: {counts(folder)}\nlook at {folder / 'preview.png'}: does the crop fit the faces? If not: --crop LEFT TOP SIDE")
+
+
+def _told(folder: Path, prepare) -> None:
+    """Prepare a data set, and say so where it was there already."""
+    stamp = lambda: (folder / prepared.ABOUT).stat().st_mtime_ns if (folder / prepared.ABOUT).is_file() else 0  # noqa: E731
+    before = stamp()
+    prepare()
+    if stamp() == before:
+        print("already there and verified")
 
 
 def _explain_or(module, options) -> None:

@@ -192,10 +192,10 @@ def prepare(root: Path, spacing: float = 2.5, workers: int = 0, progress: bool =
         raise ValueError(f"spacing: expected {', '.join(f'{s:g}' for s in GRIDS)} mm, got {spacing:g}")
     root = Path(root)
     sources, target = root / "anatomies" / "label_maps", folder(root, spacing)
+    if ready(target, recipe(spacing)):  # first: what is ready needs neither the maps nor a folder that can be written
+        return target, "already there and verified"
     with only_one(root / "anatomies"):
         files, new = fetch(remotes(), sources, progress)
-        if ready(target, recipe(spacing)):
-            return target, f"{len(files)} label maps and the prepared anatomies are already there and verified"
         middles = dict(zip(SUBJECTS, each(centroids, files, "aligning", workers, progress)))
         # Where the structures of the training subjects lie on average; test subjects do not shape the space.
         goal = np.mean([middles[s] - middles[s].mean(0) for s in splits()["train"]], 0)

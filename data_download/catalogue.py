@@ -32,7 +32,7 @@ ENTRIES = [
           ("anatomies/2.5mm", "anatomies/2mm", "anatomies/1mm")),
     Entry("rafd", "Radboud Faces Database, 536 photographs", "the paper's Table 1", "35 MB prepared",
           "on request to researchers, no redistribution", "python -m data_download rafd --help", ("rafd",)),
-    Entry("oasis", "OASIS brains as in Learn2Reg, 414 labelled scans", "the paper's Table 2", "6.6 GB to fetch, 5.7 GB prepared",
+    Entry("oasis", "OASIS brains as in Learn2Reg, 414 labelled scans", "the paper's Table 2", "6.6 GB to fetch, as much unpacked, 5.7 GB prepared",
           "OASIS data use agreement", "python -m data_download oasis --help", ("oasis",)),
 ]
 

@@ -68,11 +68,11 @@ def fetch(remotes: Sequence[Remote], folder: Path, progress: bool = True) -> tup
 
 
 @contextlib.contextmanager
-def only_one(folder: Path):
-    """Hold ``folder/.lock`` (making the folder); OSError if another process or thread does. May be nested."""
+def only_one(folder: Path, name: str = ".lock"):
+    """Hold the lock file of that name in a folder (making the folder); OSError if another process or thread does. May be nested."""
     folder.mkdir(parents=True, exist_ok=True)
-    folder = folder.resolve()
-    lock = _LOCKS.setdefault(folder, FileLock(folder / ".lock"))  # one object per folder counts how often it is held
+    file = folder.resolve() / name
+    lock = _LOCKS.setdefault(file, FileLock(file))  # one object per file counts how often it is held
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -125,7 +125,7 @@ def _hash(path: Path, remote: Remote) -> str:
 def _bring(remote: Remote, folder: Path, bar: tqdm) -> None:
     """Fetch one file; a continued part that turns out wrong is begun anew once."""
     part = _part(folder, remote)
-    mirror = os.environ.get("TVF_DATA_MIRROR")
+    mirror = os.path.expanduser(os.environ.get("TVF_DATA_MIRROR", ""))
     while True:
         begun = _size(part)
         bar.update(begun)
@@ -165,8 +165,9 @@ def _copy(source: Path, part: Path, bar: tqdm) -> None:
 
 def _download(url: str, part: Path, bar: tqdm) -> None:
     """Download the rest of ``part``; what broke on the way is tried again, what the server refuses is not."""
-    for wait in (*WAITS, None):
-        begun = _size(part)
+    waits = iter((*WAITS, None))
+    while True:
+        begun = before = _size(part)
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begun}-"} if begun else {})
         try:
             with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
@@ -184,7 +185,9 @@ def _download(url: str, part: Path, bar: tqdm) -> None:
                         raise requests.ConnectionError
             return
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            answer = getattr(error, "response", None)
+            if _size(part) > before:
+                waits = iter((*WAITS, None))  # it came on: what breaks next is another break
+            wait, answer = next(waits), getattr(error, "response", None)
             status = answer.status_code if answer is not None else 0
             if wait is None or 400 <= status < 500 and status not in (408, 429):
                 why = f"the server answers {status} {answer.reason}" if status else f"no connection ({type(error).__name__})"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ def recognise(source: Path, files: list[Path], partial: bool) -> Release:
     if layout == "pickles":
         release = _pickles(found["pickles", "subjects"], found["pickles", "pairs"])
     else:
-        release = _nifti(layout, found[layout, "images"], found[layout, "labels"], found[layout, "tests"], files)
+        tests = {n: file for n, file in found[layout, "tests"].items() if int(n) in _TEST_NUMBERS[layout]}
+        release = _nifti(layout, found[layout, "images"], found[layout, "labels"], tests, files, partial)
     if partial:
         if len(split(layout, release.labelled)[0]) < 2 or not pairs(layout, release.labelled)["val"]:
             first = VALIDATION[layout][0]
@@ -136,7 +138,7 @@ def _instead(files: list[Path]) -> str:
     return originals.looks_like(files, "oasis")
 
 
-def _nifti(layout: str, images: dict, labels: dict, tests: dict, files: list[Path]) -> Release:
+def _nifti(layout: str, images: dict, labels: dict, tests: dict, files: list[Path], partial: bool) -> Release:
     wanted = {"neurite": ("aligned_norm.nii.gz", "aligned_seg35.nii.gz"), "learn2reg": ("file in imagesTr", "file in labelsTr")}[layout]
     subjects = {*images, *labels}
     if layout == "neurite":  # a subject's folder with neither
@@ -144,8 +146,10 @@ def _nifti(layout: str, images: dict, labels: dict, tests: dict, files: list[Pat
     for number in sorted(subjects):
         for what, table in zip(wanted, (images, labels)):
             if number not in table:
-                raise ValueError(f"{name(int(number))}: has no {what}; {_GET}, or take the subject away (with --partial)")
-    return Release(layout, {int(n): Scan(name(int(n)), ((images[n], labels[n]),)) for n in sorted(images)},
+                if not partial:
+                    raise ValueError(f"{name(int(number))}: has no {what}; {_GET}; --partial leaves such subjects out")
+                print(f"left out: {name(int(number))} has no {what}", file=sys.stderr)
+    return Release(layout, {int(n): Scan(name(int(n)), ((images[n], labels[n]),)) for n in sorted(images) if n in labels},
                    {int(n): Scan(test_name(layout, int(n)), ((file, None),)) for n, file in tests.items()})
 
 
@@ -153,6 +157,7 @@ def _pickles(subjects: dict, validation: dict) -> Release:
     """Validation subjects are taken out of the pair files, where most come twice: once as fixed, once as moving."""
     scans = {int(n): [(file, 0, 1)] for n, file in subjects.items()}
     known = set(VALIDATION["pickles"])
+    first, second = (1, 0) if _fixed_first(validation) else (0, 1)  # of a file's images: the moving one, the fixed one
     for number in scans:
         if number in known:
             raise ValueError(f"{subjects[f'{number:04d}']}: a validation subject in All, with those for training; take it away")
@@ -160,9 +165,23 @@ def _pickles(subjects: dict, validation: dict) -> Release:
         fixed, moving = map(int, pair.split("_"))
         if not {fixed, moving} <= known or moving != fixed + 1:
             raise ValueError(f"{file}: not a pair of the challenge (fixed k, moving k + 1 of {min(known):04d}..{max(known):04d}); take it away")
-        scans.setdefault(fixed, []).append((file, 1, 3))  # x, y, labels of x, labels of y; x is moving
-        scans.setdefault(moving, []).append((file, 0, 2))
+        scans.setdefault(fixed, []).append((file, second, second + 2))  # two images, then their labels
+        scans.setdefault(moving, []).append((file, first, first + 2))
     return Release("pickles", {n: Scan(name(n), tuple(scans[n])) for n in sorted(scans)}, {})
+
+
+def _fixed_first(validation: dict) -> bool:
+    """Whether the pair files hold the fixed image first. The released code reads the moving one first; two neighbours tell.
+
+    The middle one of three scans is moving in one file and fixed in the next.
+    """
+    for pair, file in validation.items():
+        fixed, moving = map(int, pair.split("_"))
+        other = validation.get(f"{moving:04d}_{moving + 1:04d}")
+        if other is not None:
+            here, there = load_arrays(file), load_arrays(other)
+            return not np.array_equal(here[0], there[1]) and np.array_equal(here[1], there[0])
+    return False
 
 
 def _complete(layout: str, release: Release, found: dict) -> None:
@@ -189,16 +208,16 @@ def headers(release: Release, partial: bool) -> str:
     said, shapes, apart = set(), {}, []
     for scan in release.scans:
         heads = [_open(file) for file in scan.files]
-        shapes[scan] = heads[0].shape
+        shapes[scan] = _plain(heads[0].shape)
         said.add("".join(str(code) for code in nib.aff2axcodes(heads[0].affine)))
         for head in heads[1:]:
-            if head.shape != heads[0].shape:
-                raise ValueError(f"{scan.name}: image {heads[0].shape} and labels {head.shape} differ in shape; {_GET}")
-            if not np.allclose(head.affine, heads[0].affine, atol=1e-3):
+            if _plain(head.shape) != shapes[scan]:
+                raise ValueError(f"{scan.name}: image {shapes[scan]} and labels {_plain(head.shape)} differ in shape; {_GET}")
+            if nib.aff2axcodes(head.affine) != nib.aff2axcodes(heads[0].affine):
                 apart.append(scan)
-        check_shape(scan, heads[0].shape, next(iter(shapes.values())), partial)
+        check_shape(scan, shapes[scan], next(iter(shapes.values())), partial)
     if 0 < len(apart) < len(release.labelled):  # where it is so for all, it says nothing about any
-        raise ValueError(f"{apart[0].name}: the affines of image and labels differ, those of other subjects do not; {_GET}")
+        raise ValueError(f"{apart[0].name}: the headers of image and labels turn them differently, those of other subjects do not; {_GET}")
     return ", ".join(sorted(said))
 
 
@@ -226,7 +245,7 @@ def _copy(copy: tuple) -> tuple[np.ndarray, np.ndarray | None]:
         arrays, expected = load_arrays(file), 2 if file.parent.name == "All" else 4
         if len(arrays) != expected:
             raise ValueError(f"{file}: holds {len(arrays)} arrays, expected {expected}; {_GET}")
-        return arrays[image], arrays[labels]
+        return tuple(arrays[k].reshape(_plain(arrays[k].shape)) for k in (image, labels))
     image, labels = copy
     return _array(image), None if labels is None else _array(labels)
 
@@ -240,9 +259,15 @@ def _open(file: Path):
 
 def _array(file: Path) -> np.ndarray:
     try:
-        return np.asarray(nib.load(file).dataobj)
+        array = np.asarray(nib.load(file).dataobj)
+        return array.reshape(_plain(array.shape))
     except _BROKEN as error:
         raise _unreadable(file, error) from None
+
+
+def _plain(shape: tuple) -> tuple:
+    """A shape without axes of length 1 at its end, which some programs add."""
+    return _plain(shape[:-1]) if len(shape) > 3 and shape[-1] == 1 else tuple(shape)
 
 
 _BROKEN = (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)

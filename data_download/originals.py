@@ -19,7 +19,7 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz")
 def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
     """All files below a folder, sorted; an archive is unpacked into ``unpacked`` first, once.
 
-    Links to folders are followed; the companion files of macOS (``._name``) are left out.
+    Links to folders are followed; hidden files (such as macOS's ``._name``) are left out.
     """
     source = Path(source)
     if not source.exists():
@@ -32,11 +32,12 @@ def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
         if not (unpacked.is_dir() and made_from.is_file() and made_from.read_text() == archive):
             if made_from.is_file():  # then the folder is one of ours
                 shutil.rmtree(unpacked, ignore_errors=True)
+            unpacked.parent.mkdir(parents=True, exist_ok=True)
+            made_from.write_text(archive)  # first, so that a stop between the two blocks nothing
             unpack(source, unpacked, progress)
-            made_from.write_text(archive)
         source = unpacked
     return sorted(Path(folder) / name for folder, _, names in os.walk(source, followlinks=True)
-                  for name in names if not name.startswith("._"))
+                  for name in names if not name.startswith("."))
 
 
 def digest(files: list[Path]) -> str:

@@ -20,6 +20,8 @@ def each(function, items, what: str, workers: int = 0, progress: bool = True) ->
     what : of the bar.
     workers : processes; 0 takes one per core, 1 works in this process.
     """
+    if workers < 0:
+        raise ValueError(f"workers: expected 0 (one per core) or more, got {workers}")
     items = list(items)
     workers = min(workers or os.cpu_count() or 1, len(items))
     bar = tqdm(total=len(items), desc=what, disable=not progress)

@@ -42,7 +42,7 @@ Others may lie in the folder too; they are not used.
 
 CAMERA, GAZE = "090", "frontal"
 FILE = re.compile(r"Rafd(?P<camera>000|045|090|135|180)_(?P<model>\d\d)_(Caucasian|Kid|Moroccan)_(male|female)_"
-                  rf"(?P<expression>{'|'.join(EXPRESSIONS)})_(?P<gaze>left|frontal|right)\.(?i:jpe?g)")
+                  rf"(?P<expression>{'|'.join(EXPRESSIONS)})_(?P<gaze>left|frontal|right)\.jpe?g", re.IGNORECASE)
 MODELS = [m for m in range(1, 74) if m not in (6, 13, 17, 34, 62, 66)]  # numbers without a model
 SIZE = 256
 SPLITS = Path(__file__).with_name("splits.json")
@@ -65,7 +65,7 @@ def prepare(source: Path, root: Path, crop: tuple[int, int, int] | None = None, 
     """
     root = Path(root)
     folder = root / "rafd"
-    with only_one(root):
+    with only_one(root, ".rafd.lock"):
         files, unused = select(originals.below(source, root / "rafd_originals", progress), source)
         paths = list(files.values())
         box = crop_box(crop, *common_size(paths))
@@ -91,8 +91,8 @@ def select(files: list[Path], source: Path) -> tuple[dict[tuple[int, str], Path]
         raise ValueError(f"{source}: no image named {LOOKED_FOR} in it or below; {originals.looks_like(files, 'rafd')}")
     given: dict[tuple[int, str], list[Path]] = {}
     for file, match in matches:
-        if (match["camera"], match["gaze"]) == (CAMERA, GAZE):
-            given.setdefault((int(match["model"]), match["expression"]), []).append(file)
+        if (match["camera"], match["gaze"].lower()) == (CAMERA, GAZE):
+            given.setdefault((int(match["model"]), match["expression"].lower()), []).append(file)
     if not given:
         views = ", ".join(sorted({f"camera {m['camera']} gaze {m['gaze']}" for _, m in matches})[:6])
         raise ValueError(f"{source}: only {views}; needed are the images of camera {CAMERA} with gaze {GAZE}, {LOOKED_FOR}")
@@ -101,7 +101,7 @@ def select(files: list[Path], source: Path) -> tuple[dict[tuple[int, str], Path]
     if missing:
         more = ", ..." if len(missing) > 5 else ""
         raise ValueError(f"missing {len(missing)} of {len(wanted)} images: {', '.join(missing[:5])}{more}; "
-                         "get the complete database, or check that it was unpacked completely")
+                         "get the complete database, check that it was unpacked completely, and that no name was changed")
     for key in wanted:
         first, *others = given[key]
         for other in others:
@@ -112,20 +112,20 @@ def select(files: list[Path], source: Path) -> tuple[dict[tuple[int, str], Path]
 
 
 def common_size(paths: list[Path]) -> tuple[int, int]:
-    """Width and height, which must be the same, and upright, for all."""
+    """Least width and height, which must be nearly the same, and upright, for all."""
     sizes = {}
     for path in paths:
         with _readable(path), Image.open(path) as image:
             sizes[path] = image.size
     (width, height), _ = Counter(sizes.values()).most_common(1)[0]
     for path, (w, h) in sizes.items():
-        if (w, h) != (width, height):
+        if max(abs(w - width), abs(h - height)) > 2:  # a pixel more or less moves nothing
             raise ValueError(f"{path.name}: {w} x {h} pixels, most others {width} x {height}; take all images from one "
                              "original release")
     if width >= height:
         raise ValueError(f"{paths[0].name} and the others: {width} x {height} pixels, but RaFD's are upright; "
                          "take the originals, not rotated or cropped ones")
-    return width, height
+    return min(w for w, _ in sizes.values()), min(h for _, h in sizes.values())
 
 
 def crop_box(crop: tuple[int, int, int] | None, width: int, height: int) -> list[int]:

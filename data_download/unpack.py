@@ -39,7 +39,7 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> Path:
             for _, name, _, wrong in members:
                 wrong = wrong or (_leaves(name) and "has a name that leaves the folder")
                 if wrong:
-                    raise ValueError(f"{archive}: refused, member {name[:80]!r} {wrong}")
+                    raise ValueError(f"{archive}: refused, member {name[:80]!r} {wrong}; if you trust it, unpack it yourself and name the folder")
             if not members:
                 raise ValueError(f"{archive}: holds no files")
             total = sum(size for _, _, size, _ in members)

@@ -1,51 +1,104 @@
-"""Read arrays out of a pickle from elsewhere without running what else it may hold."""
+"""Read arrays out of a pickle from elsewhere without running what else it may hold.
+
+Not even NumPy is asked to restore its own objects: a forged description of an array makes it read memory that is not
+the array's. What a pickle says about arrays is noted down by the plain classes below, checked, and only then made one.
+"""
 
 from __future__ import annotations
 
-import _codecs
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
-
-# Asked of an array, since where NumPy keeps them changed with NumPy 2; pickles name either place.
-RECONSTRUCT, FROMBUFFER = np.empty(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]
-ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _codecs.encode,  # how protocols 0 to 2 write bytes
-    ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): RECONSTRUCT,
-    ("numpy.core.numeric", "_frombuffer"): FROMBUFFER,
-    ("numpy._core.numeric", "_frombuffer"): FROMBUFFER,
-}
 
 
 class Refused(ValueError):
     """A pickle names something that is not needed for arrays."""
 
 
+class _Dtype:
+    """Kind, size and byte order of the numbers."""
+
+    def __init__(self, code="", *_):
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state):
+        self.order = state[1]
+
+    def make(self) -> np.dtype:
+        if not re.fullmatch(r"[biu][1248]|f[248]", str(self.code)) or self.order not in ("<", ">", "=", "|"):
+            raise Refused(f"expected arrays of numbers, got {str(self.code)[:40]}")  # objects among them, and records that may hide them
+        return np.dtype(self.code).newbyteorder(self.order)
+
+
+class _Array:
+    """Shape, numbers and their order: ``_reconstruct`` makes one, ``__setstate__`` fills it."""
+
+    def __init__(self, *_):
+        self.state = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, raw = state
+        self.state = raw, dtype, shape, "F" if fortran else "C"
+
+    def make(self) -> np.ndarray:
+        raw, dtype, shape, order = self.state
+        if not isinstance(dtype, _Dtype) or order not in ("C", "F"):
+            raise ValueError(order)
+        if dtype.code in ("O8", "|O") or isinstance(raw, list):
+            raise Refused("expected arrays of numbers, got object")
+        array = np.frombuffer(bytes(raw), dtype.make()).reshape([int(n) for n in shape], order=order)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _from_buffer(raw, dtype, shape, order, *_) -> _Array:
+    array = _Array()
+    array.state = raw, dtype, shape, order
+    return array
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How protocols 0 to 2 write bytes."""
+    if encoding != "latin1":
+        raise Refused(f"refused, it names the encoding {ascii(encoding)[:20]}, which no array needs")
+    return text.encode(encoding)
+
+
+# Where NumPy keeps them changed with NumPy 2; pickles name either place. An array read from a file may be a memory map.
+_STANDINS = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "memmap"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+}
+
+
 class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str):
-        if (module, name) not in ALLOWED:  # a table, so a dotted name leads nowhere
-            raise Refused(ascii(f"{module}.{name}")[1:-1][:80])
-        return ALLOWED[module, name]
+        if (module, name) not in _STANDINS:  # a table, so a dotted name leads nowhere
+            raise Refused(f"refused, this pickle would run code ({ascii(f'{module}.{name}')[1:-1][:80]})")
+        return _STANDINS[module, name]
+
+
+def _kind(thing) -> str:
+    return {_Array: "ndarray", _Dtype: "dtype"}.get(type(thing), type(thing).__name__)
 
 
 def load_arrays(path: Path) -> tuple[np.ndarray, ...]:
-    """The arrays of numbers in a pickle of a tuple or list of them; ValueError, before anything runs, for all else."""
+    """The arrays of numbers in a pickle of a tuple or list of them, read-only; ValueError, and nothing is run, for all else."""
     with open(path, "rb") as file:
         try:
             content = _Arrays(file).load()
+            if isinstance(content, (tuple, list)) and content and all(type(array) is _Array for array in content):
+                return tuple(array.make() for array in content)
         except Refused as error:
-            raise Refused(f"{path}: refused, this pickle would run code ({error})") from None
+            raise Refused(f"{path}: {error}") from None
         except Exception as error:  # broken pickles raise nearly anything
             raise ValueError(f"{path}: not a whole pickle of arrays, damaged or cut short ({type(error).__name__})") from None
     if not isinstance(content, (tuple, list)) or not content:
-        raise ValueError(f"{path}: expected a tuple of NumPy arrays, got {type(content).__name__}")
-    for array in content:
-        if type(array) is not np.ndarray:
-            raise ValueError(f"{path}: expected only NumPy arrays in it, got {type(array).__name__}")
-        if array.dtype.kind not in "biuf":  # no objects, nor records, which may hide them
-            raise ValueError(f"{path}: expected arrays of numbers, got {str(array.dtype)[:40]}")
-    return tuple(content)
+        raise ValueError(f"{path}: expected a tuple of NumPy arrays, got {_kind(content)}")
+    other = next(array for array in content if type(array) is not _Array)
+    raise ValueError(f"{path}: expected only NumPy arrays in it, got {_kind(other)}")

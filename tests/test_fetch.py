@@ -498,7 +498,7 @@ def test_loads_arrays(tmp_path, monkeypatch, protocol, kind, numpy):
     assert numpy.encode() in written
     (tmp_path / "x.pkl").write_bytes(written)
     for array, plain, loaded in zip(ARRAYS, pickle.loads(written), load_arrays(tmp_path / "x.pkl"), strict=True):
-        assert loaded.dtype == plain.dtype and loaded.strides == plain.strides
+        assert loaded.dtype == plain.dtype.newbyteorder("=") and loaded.strides == plain.strides
         np.testing.assert_array_equal(loaded, array)
 
 
@@ -553,6 +553,36 @@ def test_refuses_what_is_not_arrays(tmp_path):
         path.write_bytes(pickle.dumps(content))
         with rejects(ValueError, path, *words):
             load_arrays(path)
+
+
+class Forged(Call):
+    """Pickled, a call and the state that is given to what it makes."""
+
+    def __reduce__(self):
+        return *self.content[:1], self.content[1][:-1], self.content[1][-1]
+
+
+def test_forged_descriptions_of_arrays_reach_no_memory(tmp_path):
+    """A type that claims to hold no objects, over bytes that would then be read as pointers: NumPy's own restoring crashes on it."""
+    reconstruct, pointers = np.empty(0).__reduce__()[0], b"AAAAAAAA" * 2
+    liar = Forged(np.dtype, "O", False, True, (3, "|", None, None, None, -1, -1, 0))
+    flagged = Forged(np.dtype, "f8", False, True, (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 8, 63))
+    path = tmp_path / "x.pkl"
+    for dtype in (liar, flagged):
+        array = Forged(reconstruct, np.ndarray, (0,), b"b", (1, (2,), dtype, False, pointers))
+        for content in (array, Call(np.ndarray, array), Call(np.ndarray, (2,), dtype, pointers)):
+            path.write_bytes(pickle._dumps((content,), 2))
+            try:
+                [found] = load_arrays(path)
+            except ValueError:
+                continue
+            assert found.dtype == np.float64 and found.tobytes() == pointers  # plain numbers, whatever else was claimed
+
+
+def test_an_array_that_was_a_memory_map_is_read(tmp_path):
+    np.save(tmp_path / "a.npy", ARRAYS[0])
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps((np.load(tmp_path / "a.npy", mmap_mode="r"),)))
+    np.testing.assert_array_equal(load_arrays(tmp_path / "x.pkl")[0], ARRAYS[0])
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -168,6 +168,16 @@ def test_a_wrong_folder_is_named_in_one_line(damage, told, copy, tmp_path):
     assert not (tmp_path / "root" / "rafd").exists()
 
 
+def test_a_pixel_more_and_capital_letters_do_not_matter(copy, root, tmp_path):
+    odd = one(copy)
+    with Image.open(odd) as image:
+        wider = image.resize((image.width + 1, image.height))
+    odd.unlink()
+    wider.save(odd.with_name(odd.name.replace("Rafd", "rafd").replace(".jpg", ".JPG")), quality=95)
+    rafd.prepare(copy, tmp_path, progress=False)
+    assert prepared.about(tmp_path / "rafd")["crop"] == prepared.about(root / "rafd")["crop"]
+
+
 @pytest.mark.parametrize("crop, told", [((0, 0, 300), "beyond"), ((-1, 0, 256), "beyond"), ((0, 0, 100), "less than the 256")])
 def test_a_crop_must_fit(crop, told, source, tmp_path):
     with pytest.raises(ValueError, match=told):

@@ -35,6 +35,8 @@ class Profile:
     """pairs to evaluate; 0 is all of the split"""
     split: str = "test"
     """split that is evaluated in the end (test labels of OASIS are not public: val)"""
+    methods: str = ""
+    """methods that the notebook runs, separated by spaces; empty is all"""
     weights: str = "shipped"
     """`shipped`, or `train` to train every method for `steps` steps first"""
 

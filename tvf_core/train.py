@@ -87,7 +87,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     if not splits["train"].classes and set(losses or ()) & set(LABEL_TERMS):
         raise ValueError(f"losses: {profile.data} has no labels for {', '.join(sorted(set(losses) & set(LABEL_TERMS)))}")
     config = NetworkConfig(method, splits["train"].dim, profile.size, time_steps, integrator)
-    training = {k: v for k, v in asdict(profile).items() if k not in ("live_steps", "test_pairs", "split", "weights")}
+    training = {k: v for k, v in asdict(profile).items() if k not in ("live_steps", "test_pairs", "split", "methods", "weights")}
     recipe = {"method": method, **training, "steps": steps, "seed": seed, "network": asdict(config),
               **({"losses": losses} if losses else {}), **({"origin": splits["train"].origin} if splits["train"].origin else {}), "processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
     if (out / "weights.json").exists():
