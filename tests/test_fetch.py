@@ -74,11 +74,12 @@ def server():
             self.end_headers()
             for k in range(begin, box.cut or len(content), 1 << 16):
                 block = content[k:min(k + (1 << 16), box.cut or len(content))]
+                box.sent += len(block)  # before: the client may be through before this thread goes on
                 try:
                     self.wfile.write(block)
                 except OSError:  # the client was killed
+                    box.sent -= len(block)
                     return
-                box.sent += len(block)
                 time.sleep(box.pause)
 
     box = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

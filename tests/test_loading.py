@@ -40,6 +40,7 @@ def test_loading_does_not_touch_the_generator_of_the_caller(toy_data):
 def test_loading_processes_are_the_gpus():
     assert default_workers("cpu") == default_workers("mps") == 0
     assert 0 <= default_workers("cuda") <= 4
+    assert default_workers("cuda", 10**15) == 0  # what would not fit into the shared memory is not read ahead
 
 
 @pytest.mark.parametrize("axes", ["LIA", "PSL", "SRA", "RAS"])

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import transform
 
 import standins
-from data_download import rafd
+from data_download import originals, rafd
 from tvf_core import data
 from tvf_core.data import demo_faces, prepared
 
@@ -114,10 +114,21 @@ def test_an_interrupted_preparation_continues(source, tmp_path, monkeypatch):
     assert len(counted) == 506
 
 
-def test_the_archive_will_do_as_well(source, root, tmp_path):
+def test_the_archive_will_do_as_well_also_after_a_stop(source, root, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "RafD.zip", "w") as archive:
         for file in source.glob("Rafd090_*_frontal.jpg"):
             archive.write(file, f"RafD/{file.name}")
+    unpack = originals.unpack
+    for stop in ("before", "after"):
+        def stopped(*arguments):
+            if stop == "after":
+                unpack(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(originals, "unpack", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                rafd.prepare(tmp_path / "RafD.zip", tmp_path / "root", progress=False)
     rafd.prepare(tmp_path / "RafD.zip", tmp_path / "root", progress=False)
     np.testing.assert_array_equal(np.load(tmp_path / "root" / "rafd" / "images.npy"), np.load(root / "rafd" / "images.npy"))
 
