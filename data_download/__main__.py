@@ -9,7 +9,6 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from tvf_core import metrics
@@ -24,9 +23,10 @@ def before(folder: Path, split: str, progress: bool) -> str:
     """Mean Dice of a split's pairs as they are, before any registration, in words."""
     data = PairData(folder.name, split, **prepared.read(folder, split))
     scores = []
-    for moving, fixed in tqdm(data.pairs, desc="Dice before", disable=not progress):
-        maps = [torch.from_numpy(np.array(data.labels[k]))[None, None].long() for k in (moving, fixed)]
-        scores.append(np.nanmean(metrics.dice(maps[0], maps[1], maps[0], list(data.label_names))))
+    for k in tqdm(range(len(data)), desc="Dice before", disable=not progress):
+        pair = data.batch([k])
+        moving, fixed = pair["moving_labels"], pair["fixed_labels"]
+        scores.append(np.nanmean(metrics.dice(moving, fixed, moving, list(data.label_names))))
     return (f"{split}: {len(data)} ordered pairs, mean Dice over {len(data.label_names)} structures before registration "
             f"{np.mean(scores):.3f} ± {np.std(scores):.3f}")
 

@@ -16,8 +16,6 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage as ndi
 
-from tvf_core.data import prepared
-
 from .building import Building, code_hash
 from .fetch import Remote, fetch, full_disk, only_one
 from .originals import ready

@@ -46,9 +46,11 @@ class _Array:
         raw, dtype, shape, order = self.state
         if not isinstance(dtype, _Dtype) or order not in ("C", "F"):
             raise ValueError(order)
-        if dtype.code in ("O8", "|O") or isinstance(raw, list):
+        if isinstance(raw, list):
             raise Refused("expected arrays of numbers, got object")
-        array = np.frombuffer(bytes(raw), dtype.make()).reshape([int(n) for n in shape], order=order)
+        if not isinstance(raw, (bytes, bytearray)):  # a number would be taken for a size, and filled with zeros
+            raise ValueError(type(raw))
+        array = np.frombuffer(raw, dtype.make()).reshape([int(n) for n in shape], order=order)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -88,7 +90,7 @@ def _kind(thing) -> str:
 
 
 def load_arrays(path: Path) -> tuple[np.ndarray, ...]:
-    """The arrays of numbers in a pickle of a tuple or list of them, read-only; ValueError, and nothing is run, for all else."""
+    """The arrays of numbers in a pickle of a tuple or list of them; ValueError, and nothing is run, for all else."""
     with open(path, "rb") as file:
         try:
             content = _Arrays(file).load()

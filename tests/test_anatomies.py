@@ -5,12 +5,12 @@ import hashlib
 import itertools
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -200,15 +200,16 @@ def test_a_killed_preparation_leaves_nothing_half_written_and_the_next_call_fini
     """In processes of its own, as a user's command; all of them end when it is killed, and none keeps the folder locked."""
     script = tmp_path / "slow.py"
     script.write_text(f"""
-import pickle, sys
+import json
 from pathlib import Path
 from data_download import anatomies
+from data_download.fetch import Remote
 if __name__ == "__main__":
-    remotes = pickle.loads(Path({str(tmp_path / 'remotes')!r}).read_bytes())
+    remotes = [Remote(**r) for r in json.loads(Path({str(tmp_path / 'remotes')!r}).read_text())]
     anatomies.remotes = lambda: remotes
     anatomies.prepare(Path({str(tmp_path / 'root')!r}), workers=2, progress=False)
 """)
-    (tmp_path / "remotes").write_bytes(pickle.dumps(maps[1]))
+    (tmp_path / "remotes").write_text(json.dumps([asdict(remote) for remote in maps[1]]))
     environment = os.environ | {"TVF_DATA_MIRROR": str(maps[0]), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
     done = tmp_path / "root" / "anatomies" / ".2.5mm.part" / "done"
