@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tvf_core import checkpoints, cli, fields, integrate, losses, metrics, released
+from tvf_core import checkpoints, cli, fields, fsim, integrate, losses, metrics, released
 from tvf_core.baselines import lapirn
 from tvf_core.methods import swin_config
 
@@ -92,6 +92,13 @@ def test_dice_sdlogj_and_folding_are_those_of_learn2reg(learn2reg):
     agree("folding percent", metrics.folding_percent(u), file["nonpositive_jacobian_percent"])
 
 
+def test_hd95_is_that_of_learn2reg(learn2reg):
+    file, labels, _ = learn2reg
+    scores = metrics.hd95(labels["warped"], labels["fixed"], labels["moving"], range(1, 1 + len(file["hd95"])))
+    agree("hd95 per label", scores, file["hd95"])
+    agree("hd95 mean", np.nanmean(scores), file["hd95_mean"])
+
+
 def test_label_warp_is_that_of_learn2reg(learn2reg):
     file, labels, u = learn2reg
     agree("warped labels", fields.warp_labels(labels["moving"], u), labels["warped"], 0)
@@ -101,6 +108,24 @@ def test_ssim_is_that_of_wang_2004(golden):
     file = golden("ssim_fsim")
     ours = [metrics.ssim(*(torch.from_numpy(x)[None, None] for x in pair)) for pair in zip(file["a"], file["b"])]
     agree("ssim", ours, file["ssim"])
+
+
+def test_fsim_is_that_of_zhang_2011(golden):
+    file = golden("ssim_fsim")
+    ours = [fsim.fsim(*(torch.from_numpy(x)[None, None] for x in pair)) for pair in zip(file["a"], file["b"])]
+    agree("fsim", ours, file["fsim"])
+
+
+@pytest.mark.parametrize("name", ["smooth3d", "folded3d", "smooth2d", "folded2d"])
+def test_non_diffeomorphic_volume_is_that_of_liu_2024(name, golden):
+    file = golden("ndv")
+    u = torch.from_numpy(file[f"{name}_displacement"]).movedim(-1, 0)[None]  # there components come last
+    voxels = u[0, 0].numel()
+    agree(f"{name} percent", metrics.ndv_percent(u), file[f"{name}_percent"])
+    agree(f"{name} volume", metrics.ndv_percent(u) * voxels / 100, file[f"{name}_volume"], 1e-6 * max(1, file[f"{name}_volume"] * 10))
+    agree(f"{name} voxels", metrics.folding_percent(u, "replicated") * voxels / 100, file[f"{name}_nondiffeomorphic_voxels"])
+    agree(f"{name} voxels percent", metrics.folding_percent(u, "replicated"), file[f"{name}_nondiffeomorphic_voxels_percent"])
+
 
 RELEASED = ["released_tm_tvf_3d", "released_tm_3d", "released_tm_oasis_3d", "released_tm_2d"]
 

@@ -1,5 +1,6 @@
 """Scores against literal NumPy and SciPy versions and fields whose score is known."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from tvf_core import metrics
+from tvf_core.fsim import fsim, phase_congruency
 
 each_size = pytest.mark.parametrize("shape", [(13, 16), (12, 9), (9, 10, 11), (8, 7, 12)], ids=str)
 
@@ -109,3 +111,101 @@ def test_ssim_equals_wang_2004_by_plain_convolutions(shape, smooth_image):
     assert metrics.ssim(a, b) == pytest.approx(float(expected), abs=1e-6)
     assert metrics.ssim(a, b) < 0.99
     assert metrics.ssim(a, a) == pytest.approx(1)
+
+
+def box(shape, first, last):
+    labels = torch.zeros(1, 1, *shape, dtype=torch.long)
+    labels[(..., *[slice(a, b) for a, b in zip(first, last)])] = 1
+    return labels
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_hd95_of_a_shifted_box_is_the_shift(dim, shift):
+    # Two opposite faces are `shift` apart; with four (six) faces of one size they are far more than 5 % of the surface.
+    shape = (31, 28, 29)[:dim]
+    fixed = box(shape, [8] * dim, [18] * dim)
+    moved = box(shape, [8 + shift] + [8] * (dim - 1), [18 + shift] + [18] * (dim - 1))
+    assert metrics.hd95(moved, fixed, fixed, [1]) == pytest.approx([shift])
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_hd95_takes_the_larger_direction_and_forgives_five_per_cent(dim):
+    fixed = box((60, 31, 30)[:dim], [4] * dim, [24] * dim)
+    for size, score in ((1, 0), (8, 17)):  # a voxel far away has less than 5 % of all surface, a block of 8 more: its near side counts
+        far = fixed + box((60, 31, 30)[:dim], [40] + [10] * (dim - 1), [40 + size] + [10 + size] * (dim - 1))
+        here = metrics.hd95(far, fixed, fixed, [1])[0]
+        assert here == metrics.hd95(fixed, far, far, [1])[0]
+        assert here == 0 if score == 0 else here >= score
+
+
+def test_hd95_skips_labels_missing_before_the_warp_and_is_infinite_for_those_lost_in_it():
+    one = box((12, 13, 14), [3] * 3, [8] * 3)
+    two = one.roll(5, 4)  # beside it
+    fixed, moving, warped = one + 2 * two, 2 * two + 3 * one, 1 * one
+    scores = metrics.hd95(warped, fixed, moving, [1, 2, 3])  # 1 is missing in moving, 3 in fixed, 2 was lost
+    assert np.isnan(scores[[0, 2]]).all() and np.isinf(scores[1])
+
+
+def literal_ndv(u):
+    """Liu et al.'s sums voxel by voxel, u (D, *S)."""
+    dim, shape, total = len(u), u.shape[1:], 0.0
+    at = lambda x: np.array(x) + u[(slice(None), *np.clip(x, 0, np.array(shape) - 1))]  # noqa: E731
+    for x in itertools.product(*map(range, shape)):
+        x, corners = np.array(x), []
+        for signs in itertools.product((1, -1), repeat=dim):
+            # A forward difference is T(x+e) - T(x), a backward one T(x) - T(x-e).
+            corners.append([s * (at(x + s * e) - at(x)) for s, e in zip(signs, np.eye(dim, dtype=int))])
+        if dim == 3:
+            corners += [[at(x + np.array(step)) - at(x) for step in steps] for steps in (
+                ((-1, -1, 0), (-1, 0, -1), (0, -1, -1)), ((1, 1, 0), (0, 1, 1), (1, 0, 1)))]
+        total += sum(max(-np.linalg.det(np.stack(c, 1)), 0) for c in corners) / 2 / math.factorial(dim)
+    return 100 * total / np.prod(shape)
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (8, 9), (4, 5, 6)], ids=str)
+def test_ndv_equals_its_definition_voxel_by_voxel(shape):
+    u = 0.8 * np.random.default_rng(0).standard_normal((len(shape), *shape))
+    assert metrics.ndv_percent(torch.tensor(u)[None]) == pytest.approx(literal_ndv(u), rel=1e-9)
+    assert literal_ndv(u) > 1
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (9, 6, 5)], ids=str)
+def test_ndv_sees_folds_that_central_differences_miss(shape):
+    u = torch.zeros(1, len(shape), *shape)
+    u[:, 0, 1::2] = 1.5  # every second line is thrown over its neighbour: central differences see no change
+    assert metrics.folding_percent(u[..., 1:-1, :] if len(shape) == 2 else u, "replicated") < 40
+    assert metrics.ndv_percent(u) > 15
+    assert metrics.ndv_percent(0 * u) == 0
+    mirrored = -2 * torch.arange(shape[0], dtype=torch.float32).view(-1, *[1] * (len(shape) - 1)) * torch.ones(shape)
+    u[:, 0] = mirrored  # x -> -x: every simplex is inside out; the replicated border keeps some of the outermost upright
+    inner = 100 * (shape[0] - 2) / shape[0]
+    assert metrics.ndv_percent(u) > inner
+
+
+def test_fsim_falls_with_blur_and_noise_and_is_one_for_equal_images(smooth_image):
+    for shape in [(64, 65), (63, 66)]:
+        a = (smooth_image(shape) > 0.5).float()
+        blurred = torch.tensor(ndimage.gaussian_filter(a.numpy(), (0, 0, 2, 2)))
+        noise = torch.rand(a.shape, generator=torch.Generator().manual_seed(0))
+        assert fsim(a, a) == pytest.approx(1, abs=1e-12)
+        assert fsim(a, blurred) == pytest.approx(fsim(blurred, a), abs=1e-12)
+        assert 1 > fsim(a, 0.9 * a + 0.1 * blurred) > fsim(a, blurred) > fsim(a, noise) > 0
+    with pytest.raises(ValueError, match="two 2D images"):
+        fsim(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8))
+
+
+def test_fsim_averages_large_images_down_first(smooth_image):
+    small = [smooth_image((256, 271), seed=k) for k in range(2)]
+    large = [F.interpolate(x, scale_factor=2) for x in small]
+    assert fsim(*large) == pytest.approx(fsim(*small), abs=1e-9)  # the smaller side is 512: two by two
+    flat = torch.full((1, 1, 32, 32), 0.3)
+    assert fsim(flat, flat) == pytest.approx(1)
+
+
+def test_phase_congruency_is_highest_on_an_edge_and_ignores_contrast():
+    image = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
+    image[..., 32:] = 200
+    strong, weak = (phase_congruency(x)[0, 0, 20:44, 20:44] for x in (image, image / 8))
+    assert set(strong.argmax(1).tolist()) <= {11, 12}
+    torch.testing.assert_close(strong, weak, atol=1e-4, rtol=0)
