@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from tvf_core import checkpoints, data, evaluate, metrics, train
 from tvf_core.methods import METHODS, NetworkConfig
 from tvf_core.model import Model
 from tvf_core.objectives import standard_terms
+from tvf_core.paths import ROOT
 from tvf_core.profiles import Profile
 from tvf_core.transmorph import RELEASED, STANDARD
 
@@ -251,7 +253,7 @@ def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
     with open(tmp_path / "toy2d" / "tm-tvf.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["pair"] for row in rows] == ["i6->i7", "i7->i6"]
-    assert set(summary["summary"]) == set(rows[0]) - {"pair", "seconds"} >= {*evaluate.METRICS, "dice/outer", "dice/inner"}
+    assert set(summary["summary"]) == set(rows[0]) - {"pair"} >= {*evaluate.METRICS, "dice/outer", "dice/inner"}
     for metric, entry in summary["summary"].items():
         values = [float(row[metric]) for row in rows]
         assert entry["mean"] == pytest.approx(np.mean(values))
@@ -282,6 +284,71 @@ def test_stored_results_are_taken_until_weights_or_settings_change(evaluated, mo
         go()
     monkeypatch.setattr(evaluate, "score", score)
     assert go()["summary"] != first["summary"]
+
+
+def test_a_stopped_evaluation_continues_and_ends_with_the_same_rows(evaluated, tmp_path, monkeypatch):
+    go, _, _ = evaluated
+    whole, score = go(), evaluate.score
+    expected = (tmp_path / "toy2d" / "tm-tvf.csv").read_bytes()
+    (tmp_path / "toy2d" / "tm-tvf.json").unlink()
+    (tmp_path / "toy2d" / "tm-tvf.csv").unlink()
+    seen = []
+
+    def power_cut(model, pairs, k, device):
+        seen.append(k)
+        if k == 1:
+            raise KeyboardInterrupt
+        return score(model, pairs, k, device)
+
+    monkeypatch.setattr(evaluate, "score", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    kept = tmp_path / "toy2d" / ".tm-tvf.rows.jsonl"
+    assert len(kept.read_text().splitlines()) == 2 and not (tmp_path / "toy2d" / "tm-tvf.json").exists()
+    kept.write_text(kept.read_text() + '{"pair": "i7->i6", "dice')  # what a kill in the middle of writing leaves
+    monkeypatch.setattr(evaluate, "score", lambda *args: seen.append(args[2]) or score(*args))
+    again = go()
+    assert seen == [0, 1, 1]  # pair 0 was not registered again
+    assert (tmp_path / "toy2d" / "tm-tvf.csv").read_bytes() == expected and not kept.exists()
+    for changing in ("seconds_per_pair", "card"):
+        again.pop(changing), whole.pop(changing)
+    assert again == whole
+
+
+KILLED = """
+import os, signal, sys
+from tvf_core import evaluate
+score = evaluate.score
+def stop_at(model, pairs, k, device):
+    if k == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(model, pairs, k, device)
+if "kill" in sys.argv:
+    evaluate.score = stop_at
+evaluate.evaluate("vm-2", "demo_brains", split="val", out=sys.argv[1], progress=False)
+"""
+
+
+def test_sigkill_in_an_evaluation_loses_nothing(tmp_path):
+    run = lambda *args: subprocess.run([sys.executable, "-c", KILLED, *map(str, args)], cwd=ROOT).returncode  # noqa: E731
+    assert run(tmp_path / "whole") == 0
+    assert run(tmp_path / "cut", "kill") == -signal.SIGKILL
+    kept = tmp_path / "cut" / "demo_brains" / ".vm-2.rows.jsonl"
+    assert len(kept.read_text().splitlines()) == 4 and not (kept.parent / "vm-2.csv").exists()
+    assert run(tmp_path / "cut") == 0
+    whole, cut = ((tmp_path / name / "demo_brains" / "vm-2.csv").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut and whole.count(b"\n") == 7
+
+
+def test_rows_of_other_settings_are_not_continued_and_two_at_once_are_refused(evaluated, tmp_path, monkeypatch):
+    go, _, _ = evaluated
+    kept = tmp_path / "toy2d" / ".tm-tvf.rows.jsonl"
+    kept.parent.mkdir()
+    kept.write_text('{"settings": {"method": "tm-tvf", "split": "val"}, "code": "0"}\n{"pair": "of another run", "dice": 0}\n')
+    assert go()["n_pairs"] == 2
+    assert "another run" not in (tmp_path / "toy2d" / "tm-tvf.csv").read_text()
+    with evaluate._kept_rows(kept, {}), pytest.raises(ValueError, match="another process"):
+        go(limit=1)
 
 
 def test_doing_nothing_scores_as_the_untouched_images(toy_data, tmp_path):

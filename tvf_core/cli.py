@@ -64,7 +64,7 @@ def train(method: str, profile: str, steps: int = 0, seed: int = 0, losses: dict
 @app.command
 def evaluate(method: str, data: str, weights: Path | None = None, split: str = "test", limit: int = 0,
              image_size: int = 0, out: Path | None = None) -> None:
-    """Score a method on a data set: a row per pair (CSV) and a summary (JSON).
+    """Score a method on a data set: a row per pair (CSV) and a summary (JSON); continues by itself if it was stopped.
 
     Args:
         method: one of `tvf methods`.
@@ -231,7 +231,7 @@ def main() -> None:
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"tvf: {error}")
     except KeyboardInterrupt:
-        sys.exit("tvf: stopped; a training continues from its last saved state with the same command")
+        sys.exit("tvf: stopped; a training or an evaluation continues from what it has saved with the same command")
 
 
 if __name__ == "__main__":

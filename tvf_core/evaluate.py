@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from . import checkpoints, fields, metrics
-from .card import CODE, run_card
+from .card import CODE, peak_mb, reset_peak, run_card
 from .checks import one_of
 from .data import PairData, load
 from .methods import METHODS, NetworkConfig
@@ -70,7 +74,10 @@ def load_model(method: str, data: PairData, weights: Path | None = None) -> Mode
 
 def evaluate(method: str, data: str, *, weights: Path | None = None, split: str = "test", limit: int = 0,
              image_size: int = 0, out: Path | None = None, progress: bool = True) -> dict:
-    """Score a method on a split and write ``<out>/<data>/<method>.csv`` (rows) and ``.json`` (summary).
+    """Score a method on a split and write ``<out>/<data>/<method>.csv`` (rows, nine digits) and ``.json`` (summary).
+
+    Every row is kept as soon as it is there: an evaluation that was stopped, however, continues with the next pair, and
+    ends with the same files as one that was not (times and memory apart, which stand in the summary only).
 
     Parameters
     ----------
@@ -83,7 +90,12 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
 
     Returns
     -------
-    The summary: mean and standard deviation over pairs (ddof 0) of every metric, and the run card.
+    The summary: mean and standard deviation over pairs (ddof 0) of every metric, the numbers of the labels, a hash of the
+    list of pairs, the median time per pair, and the run card.
+
+    Raises
+    ------
+    ValueError : another process is evaluating this method on this data set into the same folder.
     """
     entry = METHODS[one_of(method, METHODS, "method")]
     if weights is not None and not entry.build:
@@ -91,8 +103,10 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     pairs = load(data, split, image_size or None, progress)
     model = load_model(method, pairs, weights)
     weights = Path(weights) if weights else checkpoints.shipped(method, data)
+    chosen = pairs.spread(limit)
     settings = {"method": method, "data": data, "split": split, "shape": list(pairs.shape), "limit": limit,
-                **({"origin": pairs.origin} if pairs.origin else {}), "weights": sha256(weights)[:16] if entry.build else None,
+                "origin": pairs.fingerprint(), "pairs": _hash("\n".join(map(pairs.pair_name, chosen))),
+                "weights": sha256(weights)[:16] if entry.build else None,
                 "integrator": model.config.integrator if entry.has_velocity and entry.build else None}
     folder = (Path(out) if out else runs() / "results") / data
     summary_file, rows_file = folder / f"{method}.json", folder / f"{method}.csv"
@@ -104,16 +118,33 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if model.network is not None:
         model.network.to(device)
-    start, rows = time.time(), []
-    for k in tqdm(pairs.spread(limit), desc=f"{entry.title} on {data}", disable=not progress, mininterval=1.0):
-        rows.append({"pair": pairs.pair_name(k), **score(model, pairs, k, device)})
-    numbers = [key for key in rows[0] if key not in ("pair", "seconds")]
+    bar = tqdm(chosen, desc=f"{entry.title} on {data}", disable=not progress, mininterval=1.0)
+    with _kept_rows(folder / f".{method}.rows.jsonl", {"settings": settings, "code": CODE}) as (rows, keep):
+        reset_peak(device)
+        bar.update(len(rows))
+        for k in chosen[len(rows):]:
+            start = time.perf_counter()
+            # Nine digits: sums over a volume differ in the last ones from run to run, with the order of their parts.
+            row = {"pair": pairs.pair_name(k)} | {m: float(f"{v:.9g}") for m, v in score(model, pairs, k, device).items()}
+            keep(row | {"spent": time.perf_counter() - start, "peak_mb": peak_mb(device)})
+            bar.update()
+        bar.close()
+        summary = _finish(rows, summary_file, rows_file, {
+            "dataset": data, "method": method, "title": model.title, "split": split, "n_pairs": len(rows),
+            "labels": list(pairs.label_names)}, settings, device)
+    return summary
+
+
+def _finish(rows: list[dict], summary_file: Path, rows_file: Path, about: dict, settings: dict, device: str) -> dict:
+    """Write the rows and their summary; give the summary."""
+    apart = {name: [row.pop(name) for row in rows] for name in ("seconds", "spent", "peak_mb")}
+    numbers = [key for key in rows[0] if key != "pair"]
     summary = {
-        "dataset": data, "method": method, "title": model.title, "split": split, "n_pairs": len(rows),
+        **about,
         "summary": {m: {"mean": float(np.nanmean([r[m] for r in rows])), "std": float(np.nanstd([r[m] for r in rows]))}
                     for m in numbers},
-        "seconds_per_pair": round(float(np.median([r["seconds"] for r in rows])), 4),
-        "card": run_card(settings, time.time() - start, device),
+        "seconds_per_pair": round(float(np.median(apart["seconds"])), 4),
+        "card": run_card(settings, sum(apart["spent"]), device) | {"peak_mb": round(max(apart["peak_mb"]))},
     }
     with write_then_rename(rows_file) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -121,6 +152,42 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
         writer.writerows(rows)
     write_json(summary_file, summary)
     return summary
+
+
+@contextlib.contextmanager
+def _kept_rows(file: Path, about: dict):
+    """Rows of an evaluation that was stopped, if it is the one that ``about`` tells of, and a function that keeps one more.
+
+    The file is a line for ``about``, then a line per row, each written at once; it is gone when all is done. A last line
+    that was cut off in the middle is dropped.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{file.parent}: another process is evaluating this method here; wait for it or choose another folder") from None
+    try:
+        lines = file.read_text().split("\n")[:-1] if file.is_file() else []  # what has no line end was not finished
+        rows = [json.loads(line) for line in lines[1:]] if lines and lines[0] == json.dumps(about) else []
+        with write_then_rename(file) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in (about, *rows)))
+        with open(file, "a") as stream:
+
+            def keep(row: dict) -> None:
+                stream.write(json.dumps(row) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+                rows.append(row)
+
+            yield rows, keep
+        file.unlink()
+    finally:
+        lock.release()
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_rows(method: str, data: str, folder: Path | None = None) -> dict[str, np.ndarray]:

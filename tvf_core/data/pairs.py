@@ -6,6 +6,7 @@ ordered (moving, fixed) index pairs. The lists are the same for every method.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class PairData:
     names : name of each image.
     label_names : label number -> structure, without background.
     axes : 3D: where the array's axes run: R or L, A or P, S or I, as in nibabel.
-    origin : hash of a prepared data set, so that results know which data they are from; embedded data need none.
+    origin : hash of a prepared data set; see :meth:`fingerprint`.
     """
 
     name: str
@@ -59,6 +60,15 @@ class PairData:
     def classes(self) -> int:
         """Number of label classes including background; 0 without labels."""
         return max(self.label_names) + 1 if self.label_names else 0
+
+    def fingerprint(self) -> str:
+        """Hash of the data, so that results know what they are from: the prepared set's own, else of images and labels."""
+        if self.origin:
+            return self.origin
+        digest = hashlib.sha256(np.ascontiguousarray(self.images))
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.pairs)
