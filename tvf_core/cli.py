@@ -79,6 +79,27 @@ def evaluate(method: str, data: str, weights: Path | None = None, split: str = "
 
 
 @app.command
+def compare(a: Positional[Annotated[str, tyro.conf.arg(metavar="A")]], b: Positional[Annotated[str, tyro.conf.arg(metavar="B")]],
+            data: str, metric: str = "", results: Path | None = None) -> None:
+    """Test whether method A scores otherwise than B: paired t-test, Wilcoxon, and a t-test over persons.
+
+    Args:
+        a: a method that has been evaluated on the data set.
+        b: the one to compare it with.
+        data: the data set.
+        metric: a column of their CSV files; default dice, without labels ssim.
+        results: folder of results; default runs/results. Those that come with the book are in book/results.
+    """
+    from .compare import compare as test  # SciPy's statistics are slow to import, and no other command needs them
+
+    found = test(a, b, data, metric, results)
+    print(f"{data}, {found['metric']}, {found['n']} pairs: {METHODS[a].title} {found['a']:.4f}, {METHODS[b].title} {found['b']:.4f}")
+    print(f"difference {found['difference']:+.4f} +- {found['std']:.4f} over pairs; above 0 on {100 * found['higher']:.0f} % of them")
+    print(f"paired t-test p = {found['t_test']:.2g}, Wilcoxon p = {found['wilcoxon']:.2g} (pairs share persons: both too small)")
+    print(f"t-test over {found['subjects']} persons p = {found['subject_t_test']:.2g}")
+
+
+@app.command
 def convert(released: Positional[Annotated[Path, tyro.conf.arg(metavar="RELEASED")]],
             out: Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]], method: str = "", window: tuple[int, ...] = ()) -> None:
     """Read a checkpoint of the released TransMorph code safely and write it as .safetensors.
