@@ -99,6 +99,26 @@ def compare(a: Positional[Annotated[str, tyro.conf.arg(metavar="A")]], b: Positi
     print(f"t-test over {found['subjects']} persons p = {found['subject_t_test']:.2g}")
 
 
+@app.command(name="export-l2r")
+def export_l2r(method: str, data: str, out: Path, weights: Path | None = None, split: str = "val") -> None:
+    """Write the submission folder of Learn2Reg's OASIS task of 2021 (half-resolution float16 displacements), and score it.
+
+    Args:
+        method: one of `tvf methods`.
+        data: a 3D data set, e.g. oasis.
+        out: folder; the files go to task_03 in it. A stopped export continues.
+        weights: a .safetensors file or a released checkpoint; default the shipped weights.
+        split: val, the challenge's 19 pairs, or test.
+    """
+    from . import learn2reg  # no other command needs it
+
+    files = learn2reg.export(method, data, out, weights=weights, split=split)
+    print(f"{files[0].parent}: {len(files)} displacements, {files[0].name} first")
+    if load(data, split).classes:
+        found = learn2reg.scores(out, data, split)
+        print(f"as written: Dice {found['dice']:.4f}, HD95 {found['hd95']:.4f}, SDlogJ {found['sdlogj']:.4f}")
+
+
 @app.command
 def convert(released: Positional[Annotated[Path, tyro.conf.arg(metavar="RELEASED")]],
             out: Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]], method: str = "", window: tuple[int, ...] = ()) -> None:
