@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import lively
-from tvf_core import checkpoints, data, evaluate, metrics, train
+from tvf_core import checkpoints, data, evaluate, fields, metrics, train
+from tvf_core.fsim import fsim
 from tvf_core.methods import METHODS, NetworkConfig
 from tvf_core.model import Model
 from tvf_core.objectives import standard_terms
@@ -253,7 +254,7 @@ def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
     with open(tmp_path / "toy2d" / "tm-tvf.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["pair"] for row in rows] == ["i6->i7", "i7->i6"]
-    assert set(summary["summary"]) == set(rows[0]) - {"pair"} >= {*evaluate.METRICS, "dice/outer", "dice/inner"}
+    assert set(summary["summary"]) == set(rows[0]) - {"pair"} >= {*evaluate.METRICS, *(f"{m}/{k}" for m in ("dice", "hd95") for k in ("outer", "inner"))}
     for metric, entry in summary["summary"].items():
         values = [float(row[metric]) for row in rows]
         assert entry["mean"] == pytest.approx(np.mean(values))
@@ -262,8 +263,27 @@ def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
     pair = part.batch([1])
     result = model.register(pair["moving"], pair["fixed"])
     assert float(rows[1]["ssim"]) == pytest.approx(metrics.ssim(result.warped, pair["fixed"]), abs=1e-5)
-    assert float(rows[1]["sdlogj"]) == pytest.approx(metrics.sdlogj(result.displacement), rel=1e-3)
-    assert float(rows[0]["dice"]) == pytest.approx(np.mean([float(rows[0][f"dice/{k}"]) for k in ("outer", "inner")]))
+    assert float(rows[1]["fsim"]) == pytest.approx(fsim(result.warped, pair["fixed"]), abs=1e-5)
+    u = result.displacement
+    for name, value in {"sdlogj": metrics.sdlogj(u), "sdlogj_textbook": metrics.sdlogj(u, "textbook"), "ndv_percent": metrics.ndv_percent(u),
+                        "folding_percent": metrics.folding_percent(u),
+                        "negation_error": fields.compose(-u, u).norm(dim=1).mean()}.items():
+        assert float(rows[1][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-9), name
+    warped = fields.warp_labels(pair["moving_labels"], u)
+    assert float(rows[1]["hd95/inner"]) == pytest.approx(metrics.hd95(warped, pair["fixed_labels"], pair["moving_labels"], [2])[0])
+    for name in ("dice", "hd95"):
+        assert float(rows[0][name]) == pytest.approx(np.mean([float(rows[0][f"{name}/{k}"]) for k in ("outer", "inner")]))
+
+
+def test_splits_do_not_overwrite_each_other_and_the_card_of_the_weights_is_told(evaluated, tmp_path):
+    go, weights, _ = evaluated
+    assert "training" not in go()
+    weights.with_suffix(".json").write_text(json.dumps({"settings": {"seed": 3, "steps": 5, "lr": 1}, "seconds": 7.0, "code": "abc"}))
+    validation, test = go(split="val"), json.loads((tmp_path / "toy2d" / "tm-tvf.json").read_text())
+    assert (validation["split"], test["split"]) == ("val", "test")
+    assert validation["training"] == {"seed": 3, "steps": 5, "seconds": 7.0, "code": "abc"}
+    assert evaluate.read_results(tmp_path, "toy2d", "val") == {"tm-tvf": validation}
+    assert list(evaluate.read_rows("tm-tvf", "toy2d", tmp_path, "val")["pair"]) == ["i4->i5", "i5->i4"]
 
 
 def test_stored_results_are_taken_until_weights_or_settings_change(evaluated, monkeypatch):
@@ -310,7 +330,7 @@ def test_a_stopped_evaluation_continues_and_ends_with_the_same_rows(evaluated, t
     again = go()
     assert seen == [0, 1, 1]  # pair 0 was not registered again
     assert (tmp_path / "toy2d" / "tm-tvf.csv").read_bytes() == expected and not kept.exists()
-    for changing in ("seconds_per_pair", "card"):
+    for changing in ("seconds_per_pair", "measuring_seconds_per_pair", "card"):
         again.pop(changing), whole.pop(changing)
     assert again == whole
 
@@ -333,10 +353,10 @@ def test_sigkill_in_an_evaluation_loses_nothing(tmp_path):
     run = lambda *args: subprocess.run([sys.executable, "-c", KILLED, *map(str, args)], cwd=ROOT).returncode  # noqa: E731
     assert run(tmp_path / "whole") == 0
     assert run(tmp_path / "cut", "kill") == -signal.SIGKILL
-    kept = tmp_path / "cut" / "demo_brains" / ".vm-2.rows.jsonl"
-    assert len(kept.read_text().splitlines()) == 4 and not (kept.parent / "vm-2.csv").exists()
+    kept = tmp_path / "cut" / "demo_brains" / ".vm-2.val.rows.jsonl"
+    assert len(kept.read_text().splitlines()) == 4 and not (kept.parent / "vm-2.val.csv").exists()
     assert run(tmp_path / "cut") == 0
-    whole, cut = ((tmp_path / name / "demo_brains" / "vm-2.csv").read_bytes() for name in ("whole", "cut"))
+    whole, cut = ((tmp_path / name / "demo_brains" / "vm-2.val.csv").read_bytes() for name in ("whole", "cut"))
     assert whole == cut and whole.count(b"\n") == 7
 
 

@@ -2,20 +2,87 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
+import hashlib
+import importlib.util
+import io
 import math
 import platform
 import sys
+import tokenize
 from pathlib import Path
 
 import torch
 
 from . import __version__
-from .paths import sha256
+from .paths import ROOT
 
-# Hash of every Python file of the package, which changes whenever results could. Taken at import: a process
-# that outlives an edit goes on with the code it has loaded.
-CODE = sha256(*sorted(Path(__file__).parent.rglob("*.py")))[:16]
+PACKAGES = ("tvf_core", "data_download")
+
+
+def code_hash(source: str) -> str:
+    """Hash of a piece of Python and of every module of this project that it imports, and that these import.
+
+    Results of code with another hash are stale. Comments, docstrings and empty lines do not count, nor does a module that
+    is not imported, as those that only draw or print.
+
+    Parameters
+    ----------
+    source : code that parses: the cells of a notebook, one after the other, or ``import tvf_core.evaluate``. A module takes
+        its own hash while it is imported: a process that outlives an edit then names the code that it has loaded.
+    """
+    digest = hashlib.sha256()
+    for name, text in sorted(closure(source).items()):
+        digest.update(f"{name}\n{_bare(text)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def closure(source: str) -> dict[str, str]:
+    """Sources of all modules of this project that a piece of Python imports, directly or not, by name; itself under ``""``."""
+    known, queue = {"": source}, [(source, "")]
+    while queue:
+        for name in _imports(*queue.pop()):
+            file = ROOT.joinpath(*name.split("."))
+            file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+            if name not in known and file.is_file():
+                known[name] = file.read_text("utf-8")
+                queue.append((known[name], name if file.name == "__init__.py" else name.rpartition(".")[0]))
+    return known
+
+
+@functools.cache
+def _imports(source: str, package: str) -> set[str]:
+    """Full names of what a module imports from ``PACKAGES``, with the packages that hold it; some are no modules but names in one."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    found = {name for name in found if name.split(".")[0] in PACKAGES}
+    return found | {name.rsplit(".", k)[0] for name in found for k in range(1, name.count(".") + 1)}
+
+
+@functools.cache
+def _bare(source: str) -> str:
+    """Source without comments, docstrings and empty lines, the same under every version of Python."""
+    cut, before = [], tokenize.NEWLINE
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type != tokenize.NL]
+    for token, following in zip(tokens, [*tokens[1:], None]):
+        if token.type == tokenize.COMMENT:
+            cut.append((token.start, token.end))
+            continue
+        alone = before in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if token.type == tokenize.STRING and alone and following.type in (tokenize.NEWLINE, tokenize.COMMENT, tokenize.ENDMARKER):
+            cut.append((token.start, token.end))
+        before = token.type
+    lines = source.splitlines()
+    for (first, begin), (last, end) in reversed(cut):
+        lines[first - 1 : last] = [lines[first - 1][:begin] + lines[last - 1][end:]]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def reset_peak(device) -> None:
@@ -41,8 +108,8 @@ def peak_mb(device) -> float:
     return math.nan
 
 
-def run_card(settings: dict, seconds: float, device) -> dict:
-    """Settings of a run together with versions, device and time."""
+def run_card(settings: dict, seconds: float, device, code: str) -> dict:
+    """Settings of a run together with versions, device, time and the hash of the code that did it (:func:`code_hash`)."""
     return {
         "settings": settings,
         "seconds": round(seconds, 1),
@@ -51,5 +118,5 @@ def run_card(settings: dict, seconds: float, device) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "tvf_core": __version__,
-        "code": CODE,
+        "code": code,
     }

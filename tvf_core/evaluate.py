@@ -16,18 +16,29 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from . import checkpoints, fields, metrics
-from .card import CODE, peak_mb, reset_peak, run_card
+from .card import code_hash, peak_mb, reset_peak, run_card
 from .checks import one_of
 from .data import PairData, load
+from .fsim import fsim
 from .methods import METHODS, NetworkConfig
 from .model import Model
 from .paths import runs, sha256, write_json, write_then_rename
 
-# Dice is the mean over labels, sdlogj Learn2Reg's, inverse_error the mean |phi^-1(phi(x)) - x| in voxels; its
-# 99.9th percentile over voxels comes with it as inverse_error_p999.
-METRICS = ("dice", "ssim", "sdlogj", "folding_percent", "inverse_error")
+CODE = code_hash(f"import {__name__}")
 
-
+# What is measured on every pair, where it is defined: dice and hd95 need labels, fsim is for 2D.
+METRICS = {
+    "dice": "Dice as Learn2Reg, mean over labels",
+    "hd95": "95th percentile of the surface distance as Learn2Reg, voxels, mean over labels",
+    "ssim": "SSIM (Wang 2004)",
+    "fsim": "FSIM (Zhang 2011)",
+    "sdlogj": "SDlogJ as Learn2Reg: standard deviation of log(det J + 3)",
+    "sdlogj_textbook": "standard deviation of log det J, folded voxels left out",
+    "folding_percent": "voxels with det J <= 0, per cent",
+    "ndv_percent": "non-diffeomorphic volume (2D: area; Liu 2024), per cent",
+    "inverse_error": "mean |phi^-1(phi(x)) - x|, voxels; its 99.9th percentile is inverse_error_p999",
+    "negation_error": "the same where Id - u is taken for phi^-1, as the paper does for displacements",
+}
 PER_PAIR = 14  # pairs that are enough for a method that takes seconds for each
 
 
@@ -37,26 +48,32 @@ def enough(method: str, limit: int = 0) -> int:
 
 
 def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) -> dict[str, float]:
-    """Register pair ``k`` and compute metrics; ``dice`` comes with one entry per label."""
+    """Register pair ``k`` and compute metrics (names of ``METRICS``); ``dice`` and ``hd95`` come with one entry per label."""
     pair = {name: value[None].to(device) for name, value in data[k].items()}
     start = time.perf_counter()
     result = model.register(pair["moving"], pair["fixed"])
     u = result.displacement.cpu()  # waits for a GPU to finish
     row = {"seconds": time.perf_counter() - start}
-    if "dice" in wanted and data.classes:
-        moving, fixed = pair["moving_labels"].cpu(), pair["fixed_labels"].cpu()
-        per_label = metrics.dice(fields.warp_labels(moving, u), fixed, moving, list(data.label_names))
-        row["dice"] = float(np.nanmean(per_label))
-        row |= {f"dice/{name}": float(d) for name, d in zip(data.label_names.values(), per_label)}
-    if "ssim" in wanted:
-        row["ssim"] = metrics.ssim(fields.warp(pair["moving"].cpu(), u), pair["fixed"].cpu())  # one warp for all methods
-    if "sdlogj" in wanted:
-        row["sdlogj"] = metrics.sdlogj(u)
-    if "folding_percent" in wanted:
-        row["folding_percent"] = metrics.folding_percent(u)
+    if data.classes:
+        labels = [pair[f"{role}_labels"].cpu() for role in ("moving", "fixed")]
+        maps = fields.warp_labels(labels[0], u), labels[1], labels[0]
+        for name in [name for name in ("dice", "hd95") if name in wanted]:
+            per_label = getattr(metrics, name)(*maps, list(data.label_names))
+            row[name] = float(np.nanmean(per_label))
+            row |= {f"{name}/{label}": float(value) for label, value in zip(data.label_names.values(), per_label)}
+    alike = {"ssim": metrics.ssim} | ({"fsim": fsim} if data.dim == 2 else {})
+    if chosen := alike.keys() & set(wanted):
+        images = fields.warp(pair["moving"].cpu(), u), pair["fixed"].cpu()  # one warp for all methods
+        row |= {name: alike[name](*images) for name in alike if name in chosen}
+    for name in [name for name in ("sdlogj", "folding_percent", "ndv_percent") if name in wanted]:
+        row[name] = getattr(metrics, name)(u)
+    if "sdlogj_textbook" in wanted:
+        row["sdlogj_textbook"] = metrics.sdlogj(u, "textbook")
     if "inverse_error" in wanted:
         error = fields.inverse_consistency_error(u, result.inverse().cpu()).numpy()
         row |= {"inverse_error": float(error.mean()), "inverse_error_p999": float(np.quantile(error, 0.999))}
+    if "negation_error" in wanted:
+        row["negation_error"] = float(fields.inverse_consistency_error(u, -u).mean())
     return row
 
 
@@ -76,7 +93,7 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
              image_size: int = 0, out: Path | None = None, progress: bool = True) -> dict:
     """Score a method on a split and write ``<out>/<data>/<method>.csv`` (rows, nine digits) and ``.json`` (summary).
 
-    Every row is kept as soon as it is there: an evaluation that was stopped, however, continues with the next pair, and
+    A split other than ``test`` stands in the names, as in ``tm.val.json``. Every row is kept as soon as it is there: an evaluation that was stopped, however, continues with the next pair, and
     ends with the same files as one that was not (times and memory apart, which stand in the summary only).
 
     Parameters
@@ -90,8 +107,9 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
 
     Returns
     -------
-    The summary: mean and standard deviation over pairs (ddof 0) of every metric, the numbers of the labels, a hash of the
-    list of pairs, the median time per pair, and the run card.
+    The summary: mean and standard deviation over pairs (ddof 0) of every metric (``METRICS``), the numbers of the labels, a
+    hash of the list of pairs, the median time per pair of registering and of measuring, the run card, and of shipped weights
+    what their own card says of the training.
 
     Raises
     ------
@@ -109,7 +127,7 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
                 "weights": sha256(weights)[:16] if entry.build else None,
                 "integrator": model.config.integrator if entry.has_velocity and entry.build else None}
     folder = (Path(out) if out else runs() / "results") / data
-    summary_file, rows_file = folder / f"{method}.json", folder / f"{method}.csv"
+    summary_file, rows_file = (folder / result_name(method, split, kind) for kind in ("json", "csv"))
     if summary_file.exists():
         known = json.loads(summary_file.read_text())
         if known["card"]["settings"] == settings and known["card"]["code"] == CODE:
@@ -119,32 +137,33 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
     if model.network is not None:
         model.network.to(device)
     bar = tqdm(chosen, desc=f"{entry.title} on {data}", disable=not progress, mininterval=1.0)
-    with _kept_rows(folder / f".{method}.rows.jsonl", {"settings": settings, "code": CODE}) as (rows, keep):
+    with _kept_rows(folder / f".{result_name(method, split, 'rows')}.jsonl", {"settings": settings, "code": CODE}) as (rows, keep):
         reset_peak(device)
         bar.update(len(rows))
         for k in chosen[len(rows):]:
             start = time.perf_counter()
             # Nine digits: sums over a volume differ in the last ones from run to run, with the order of their parts.
             row = {"pair": pairs.pair_name(k)} | {m: float(f"{v:.9g}") for m, v in score(model, pairs, k, device).items()}
-            keep(row | {"spent": time.perf_counter() - start, "peak_mb": peak_mb(device)})
+            keep(row | {"measuring": time.perf_counter() - start - row["seconds"], "peak_mb": peak_mb(device)})
             bar.update()
         bar.close()
         summary = _finish(rows, summary_file, rows_file, {
             "dataset": data, "method": method, "title": model.title, "split": split, "n_pairs": len(rows),
-            "labels": list(pairs.label_names)}, settings, device)
+            "labels": list(pairs.label_names)} | _training(weights, entry), settings, device)
     return summary
 
 
 def _finish(rows: list[dict], summary_file: Path, rows_file: Path, about: dict, settings: dict, device: str) -> dict:
     """Write the rows and their summary; give the summary."""
-    apart = {name: [row.pop(name) for row in rows] for name in ("seconds", "spent", "peak_mb")}
+    apart = {name: [row.pop(name) for row in rows] for name in ("seconds", "measuring", "peak_mb")}
     numbers = [key for key in rows[0] if key != "pair"]
     summary = {
         **about,
         "summary": {m: {"mean": float(np.nanmean([r[m] for r in rows])), "std": float(np.nanstd([r[m] for r in rows]))}
                     for m in numbers},
         "seconds_per_pair": round(float(np.median(apart["seconds"])), 4),
-        "card": run_card(settings, sum(apart["spent"]), device) | {"peak_mb": round(max(apart["peak_mb"]))},
+        "measuring_seconds_per_pair": round(float(np.median(apart["measuring"])), 4),
+        "card": run_card(settings, sum(apart["seconds"] + apart["measuring"]), device, CODE) | {"peak_mb": round(max(apart["peak_mb"]))},
     }
     with write_then_rename(rows_file) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -152,6 +171,16 @@ def _finish(rows: list[dict], summary_file: Path, rows_file: Path, about: dict, 
         writer.writerows(rows)
     write_json(summary_file, summary)
     return summary
+
+
+def _training(weights: Path, entry) -> dict:
+    """What the card beside a weights file says of the training, under ``training``; nothing where there is no card."""
+    card = weights.with_suffix(".json")
+    if not entry.build or not card.is_file():
+        return {}
+    card = json.loads(card.read_text())
+    return {"training": {key: card[key] for key in ("seconds", "pairs_seen", "device", "code") if key in card}
+            | {key: card["settings"][key] for key in ("seed", "steps", "batch") if key in card.get("settings", ())}}
 
 
 @contextlib.contextmanager
@@ -190,15 +219,21 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_rows(method: str, data: str, folder: Path | None = None) -> dict[str, np.ndarray]:
+def result_name(method: str, split: str, kind: str) -> str:
+    """Name of a results file: ``tm.json``, or ``tm.val.json`` for a split other than ``test``."""
+    return f"{method}.{kind}" if split == "test" else f"{method}.{split}.{kind}"
+
+
+def read_rows(method: str, data: str, folder: Path | None = None, split: str = "test") -> dict[str, np.ndarray]:
     """Columns of a rows file that :func:`evaluate` wrote; ``pair`` is text, the rest are numbers."""
-    path = (Path(folder) if folder else runs() / "results") / data / f"{method}.csv"
+    path = (Path(folder) if folder else runs() / "results") / data / result_name(method, split, "csv")
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {key: np.array([row[key] if key == "pair" else float(row[key]) for row in rows]) for key in rows[0]}
 
 
-def read_results(folder: Path, data: str) -> dict[str, dict]:
+def read_results(folder: Path, data: str, split: str = "test") -> dict[str, dict]:
     """Summaries of a data set that lie in a results folder, method -> summary, in the order of the table."""
-    found = {m: Path(folder) / data / f"{m}.json" for m in METHODS}
-    return {m: json.loads(path.read_text()) for m, path in found.items() if path.is_file()}
+    files = {m: Path(folder) / data / result_name(m, split, "json") for m in METHODS}
+    found = {m: json.loads(path.read_text()) for m, path in files.items() if path.is_file()}
+    return {m: summary for m, summary in found.items() if summary["split"] == split}  # other splits once had the same names

@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from . import checkpoints
-from .card import run_card
+from .card import code_hash, run_card
 from .checks import one_of
 from .data import PairData, batches, load
 from .evaluate import score
@@ -32,6 +32,8 @@ from .objectives import LABEL_TERMS
 from .paths import runs, write_json, write_then_rename
 from .profiles import Profile
 from .swin import recompute_activations
+
+CODE = code_hash(f"import {__name__}")
 
 
 def train(method: str, profile: Profile, *, steps: int | None = None, seed: int = 0, time_steps: int = 8,
@@ -162,7 +164,7 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
             saved = time.time()
 
     seconds = spent + time.time() - start
-    card = run_card(recipe, seconds, accelerator.device) | {
+    card = run_card(recipe, seconds, accelerator.device, CODE) | {
         "validation": {"score": best, "pairs": min(validation_pairs, len(splits["val"])),
                        "metric": "dice" if splits["val"].classes else "ssim"},
         "parameters": sum(p.numel() for p in network.parameters()),

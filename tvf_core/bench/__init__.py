@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..card import run_card
+from ..card import code_hash, run_card
 from ..checks import one_of
 from ..paths import write_json
 from . import measure, peers
@@ -25,6 +25,7 @@ from .operations import Setting
 
 __all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "run"]
 
+CODE = code_hash(f"import {__name__}")
 OPERATIONS = {**COMPUTATIONS, "loading": loading}
 
 # What is measured to see how the cost grows: operation, forms, and the settings that differ.
@@ -74,7 +75,7 @@ def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, f
     if with_growth:
         result["growth"] = growth(setting, repeats, progress)
     settings = {"operations": operations, **asdict(setting), "repeats": repeats, "forms": forms, "with_growth": with_growth}
-    result["card"] = run_card(settings, time.time() - start, setting.device)
+    result["card"] = run_card(settings, time.time() - start, setting.device, CODE)
     result = json.loads(json.dumps(result))  # as it will be read: tuples are lists
     if out is not None:
         write_json(out, result)
