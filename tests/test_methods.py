@@ -91,9 +91,9 @@ def test_inverses_are_labelled_by_how_they_are_made(method, dim):
 
 
 def test_every_method_of_the_paper_is_there_in_its_dimensions():
-    printed = tables.paper_values()
-    for number, dim in ((1, 2), (2, 3)):
-        assert set(printed[f"table{number}"]) <= set(available(dim))
+    printed = tables.ledger()["tables"]
+    for name, dim in (("table1", 2), ("table2", 3)):
+        assert set(printed[name]["values"]) <= set(available(dim))
     assert "convexadam" not in available(2) and "convexadam" in available(3)
 
 

@@ -80,7 +80,7 @@ def evaluate(method: str, data: str, weights: Path | None = None, split: str = "
 
 @app.command
 def compare(a: Positional[Annotated[str, tyro.conf.arg(metavar="A")]], b: Positional[Annotated[str, tyro.conf.arg(metavar="B")]],
-            data: str, metric: str = "", results: Path | None = None) -> None:
+            data: str, metric: str = "", split: str = "test", results: Path | None = None) -> None:
     """Test whether method A scores otherwise than B: paired t-test, Wilcoxon, and a t-test over persons.
 
     Args:
@@ -88,15 +88,32 @@ def compare(a: Positional[Annotated[str, tyro.conf.arg(metavar="A")]], b: Positi
         b: the one to compare it with.
         data: the data set.
         metric: a column of their CSV files; default dice, without labels ssim.
+        split: on which both were evaluated.
         results: folder of results; default runs/results. Those that come with the book are in book/results.
     """
     from .compare import compare as test  # SciPy's statistics are slow to import, and no other command needs them
 
-    found = test(a, b, data, metric, results)
+    found = test(a, b, data, metric, results, split)
     print(f"{data}, {found['metric']}, {found['n']} pairs: {METHODS[a].title} {found['a']:.4f}, {METHODS[b].title} {found['b']:.4f}")
-    print(f"difference {found['difference']:+.4f} +- {found['std']:.4f} over pairs; above 0 on {100 * found['higher']:.0f} % of them")
+    print(f"difference {found['difference']:+.4f} +- {found['std']:.4f} over pairs; above 0 on {100 * found['higher']:.0f} % of them"
+          + f"; {found['left_out']} pairs without a finite value left out" * bool(found["left_out"]))
     print(f"paired t-test p = {found['t_test']:.2g}, Wilcoxon p = {found['wilcoxon']:.2g} (pairs share persons: both too small)")
     print(f"t-test over {found['subjects']} persons p = {found['subject_t_test']:.2g}")
+
+
+@app.command(name="claims")
+def list_claims(results: Path | None = None) -> None:
+    """List every claim of the paper that can be measured, with what was measured and the verdict; chapter 7 has its numbers too.
+
+    Args:
+        results: folder of results; default book/results, for data that is not there runs/results.
+    """
+    from . import claims  # SciPy's statistics again
+
+    for entry in tables.ledger()["claims"]:
+        print(f"{entry['id']}: {entry['says']} ({entry['where']})")
+        for finding in claims.claim(entry, results):
+            print(f"    {finding.data or '-':12s} {finding.verdict:17s} " + "; ".join(t for t in (finding.measured, finding.why) if t not in ("", "–")))
 
 
 @app.command(name="export-l2r")
@@ -172,8 +189,8 @@ def evaluate_all() -> None:
         for method in rows:
             _print_summary(evaluation.evaluate(method, profile.data, limit=evaluation.enough(method), out=RESULTS))
         if name in DEMO_PROFILES:
-            number = 1 + DEMO_PROFILES.index(name)
-            blocks[f"table{number}"] = tables.comparison(number, evaluation.read_results(RESULTS, profile.data))
+            table = f"table{1 + DEMO_PROFILES.index(name)}"
+            blocks[table] = tables.comparison(table, evaluation.read_results(RESULTS, profile.data), "book/results", beyond=False)
     tables.update_readme(blocks)
     draw("tm-tvf", "demo_faces", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")
 

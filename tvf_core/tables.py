@@ -1,49 +1,66 @@
-"""Tables as rows and as Markdown: the paper's two, its printed values beside those measured here; the methods; their numbers' sources."""
+"""Tables as rows and as Markdown: the paper's two, its printed values (``book/claims.yml``) beside those measured here; the methods; their numbers' sources."""
 
 from __future__ import annotations
 
+import functools
 import re
+from pathlib import Path
 
 import torch
 import yaml
 
+from .evaluate import read_results, result_name
 from .methods import METHODS, RECIPE, NetworkConfig
 from .model import Model
-from .paths import ROOT, write_then_rename
+from .paths import RESULTS, ROOT, runs, write_then_rename
 
-# Table -> (key in book/paper_values.yaml or None, metric measured here or None, heading).
-COLUMNS = {
-    1: [("ssim", "ssim", "SSIM"), ("fsim", None, "FSIM"), ("folding", "folding_percent", "folding"),
-        (None, "inverse_error", "inverse error (pixels)")],
-    2: [("dice", "dice", "Dice"), ("sdlogj", "sdlogj", "SDlogJ"), ("hd95", None, "HD95"),
-        (None, "folding_percent", "folding (%)"), (None, "inverse_error", "inverse error (voxels)")],
+# Columns of a table that the paper does not have: metric measured here -> heading.
+BEYOND = {
+    "table1": {"sdlogj": "SDlogJ", "ndv_percent": "NDA (%)", "inverse_error": "inverse error (pixels)"},
+    "table2": {"folding_percent": "folding (%)", "ndv_percent": "NDV (%)", "inverse_error": "inverse error (voxels)"},
 }
 
 
-def paper_values() -> dict:
-    """The numbers printed in the paper: ``table1`` and ``table2``, method -> metric -> mean and std."""
-    return yaml.safe_load((ROOT / "book" / "paper_values.yaml").read_text(encoding="utf-8"))
+@functools.cache
+def ledger() -> dict:
+    """``book/claims.yml``: numbers and claims of the paper (``tables``, ``claims``), and the rules by which they are judged."""
+    return yaml.safe_load((ROOT / "book" / "claims.yml").read_text(encoding="utf-8"))
 
 
-def comparison(number: int, results: dict[str, dict]) -> str:
-    """Table ``number`` in Markdown: a row per method of the paper or of ``results`` (see ``evaluate.read_results``).
+def heading(metric: str) -> str:
+    """How the paper's tables head a metric measured here; its own name if they do not have it."""
+    return next((c["title"] for t in ledger()["tables"].values() for c in t["metrics"].values() if c["measured"] == metric), metric)
 
-    A method that was scored on fewer pairs than the others says on how many.
+
+def results_folder(data: str, split: str = "test") -> Path:
+    """Where the results on a data set lie: ``book/results`` if any come with the book, else your own, ``runs/results``."""
+    return RESULTS if read_results(RESULTS, data, split) else runs() / "results"
+
+
+def comparison(table: str, results: dict[str, dict], link: str = "", beyond: bool = True) -> str:
+    """``table1`` or ``table2`` in Markdown: a row per method of the paper or of ``results`` (see ``evaluate.read_results``).
+
+    A method that was scored on fewer pairs than the others says on how many. ``link`` is the relative path of the results
+    folder, to which the names of the methods then point; without ``beyond`` there are only the paper's columns.
     """
-    printed, columns, rows = paper_values()[f"table{number}"], COLUMNS[number], []
+    content, rows = ledger()["tables"][table], []
+    printed, columns = content["values"], content["metrics"]
+    extra = BEYOND[table] if beyond else {}
     pairs = max((result["n_pairs"] for result in results.values()), default=0)
     for m in [m for m in METHODS if m in printed or m in results or m == "identity"]:
         title = METHODS[m].title
-        if "differs" in printed.get(m, {}):
-            title += f" (paper: {printed[m]['differs']})"
+        if link and m in results:
+            title = f"[{title}]({link}/{results[m]['dataset']}/{result_name(m, results[m]['split'], 'json')})"
+        if m in content.get("differs", {}):
+            title += f" (paper: {content['differs'][m]})"
         if m in results and results[m]["n_pairs"] < pairs:
             title += f" ({results[m]['n_pairs']} pairs)"
-        theirs = [plus_minus(printed.get(m, {}).get(key)) for key, _, _ in columns if key]
-        ours = [plus_minus(results[m]["summary"][metric]) if m in results else plus_minus(None)
-                for _, metric, _ in columns if metric]
-        rows.append([title, *theirs, *([("yes" if METHODS[m].uses_labels else "no") if m in results else "–"] if number == 2 else []), *ours])
-    header = ["method", *(f"paper: {name}" for key, _, name in columns if key), *["here: labels"] * (number == 2),
-              *(f"here: {name}" for _, metric, name in columns if metric)]
+        theirs = [plus_minus(printed.get(m, {}).get(key)) for key in columns]
+        ours = [plus_minus(results[m]["summary"].get(metric) if m in results else None)
+                for metric in [*(c["measured"] for c in columns.values()), *extra]]
+        rows.append([title, *theirs, *([("yes" if METHODS[m].uses_labels else "no") if m in results else "–"] if table == "table2" else []), *ours])
+    header = ["method", *(f"paper: {c['title']}" for c in columns.values()), *["here: labels"] * (table == "table2"),
+              *(f"here: {title}" for title in [*(c["title"] for c in columns.values()), *extra.values()])]
     return markdown(header, rows)
 
 
@@ -93,15 +110,20 @@ def update_readme(tables: dict[str, str]) -> None:
 
 
 def markdown(header: list[str], rows: list[list[str]], numbers: bool = True) -> str:
-    """A Markdown table; the first column is text, the others are right-aligned if they hold numbers."""
+    """A Markdown table; the first column is text, the others are right-aligned if they hold numbers. A bar in a cell stays one."""
     lines = [header, ["---"] + ["---:" if numbers else "---"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def plus_minus(value: dict | None, digits: int = 3) -> str:
-    """``0.910 ± 0.028`` from ``{"mean": ..., "std": ...}``; ``< x`` for an upper bound; a dash for nothing."""
+    """``0.910 ± 0.028`` from ``{"mean": ..., "std": ...}``; ``< x`` for an upper bound; a dash for nothing.
+
+    A value with ``digits`` of its own is printed with so many."""
     if not value:
         return "–"
+    digits = value.get("digits", digits)
     if "upper_bound" in value:
         return f"< {value['upper_bound']:.{digits}f}"
+    if "std" not in value:
+        return f"{value['mean']:.{digits}f}"
     return f"{value['mean']:.{digits}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{value['std']:.{digits}f}"
