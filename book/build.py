@@ -59,6 +59,8 @@ def stage() -> None:
 
 def execute(only: str) -> list[Path]:
     """Run the staged notebooks in order, each in place; stop at the first error."""
+    import cards  # it imports torch, which other uses of this file need not wait for
+    import nbformat
     import papermill
     from nbclient.exceptions import CellControlSignal, DeadKernelError
 
@@ -81,11 +83,14 @@ def execute(only: str) -> list[Path]:
         if problem:
             sys.exit(f"Error in notebooks/{path.name}, {problem}\n"
                      f"The notebook up to the error, with the traceback: {path}")
+        notebook = nbformat.read(path, as_version=4)
+        notebook.metadata["card"] = cards.execution_card(notebook, time.perf_counter() - started)
+        nbformat.write(notebook, path)
     return notebooks
 
 
 def store(notebooks: list[Path]) -> None:
-    """Copy executed notebooks back to the work tree, without the timings, which differ at every run."""
+    """Copy executed notebooks back to the work tree, without the timings of each cell, which differ at every run."""
     import nbformat
 
     for path in notebooks:
@@ -97,9 +102,23 @@ def store(notebooks: list[Path]) -> None:
     print(f"Stored the outputs of {len(notebooks)} notebooks in notebooks/")
 
 
+def fold_cards() -> None:
+    """A run card below every table and figure of the staged notebooks; only there, the work tree's stay as they are."""
+    import cards
+    import nbformat
+
+    for path in sorted((STAGE / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        stale = cards.fold(notebook, path.relative_to(STAGE).as_posix(), STAGE / "book" / "results")
+        nbformat.write(notebook, path)
+        if stale:
+            print(f"  {path.stem}: {stale} table{'s' * (stale > 1)} or figure{'s' * (stale > 1)} made by code that has changed since, marked as stale")
+
+
 def make_pages() -> None:
     """Run Jupyter Book on the stage, every warning an error; replace HTML only if all went well."""
     print("Building the pages", flush=True)
+    fold_cards()
     output = BUILD / "pages"
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(STAGE),
