@@ -11,7 +11,7 @@ import yaml
 
 import standins
 from data_download import __main__ as data_download
-from tvf_core import checkpoints, cli, evaluate, integrate, tables
+from tvf_core import checkpoints, claims, cli, evaluate, integrate, tables
 from tvf_core.data import load
 from tvf_core.fields import identity_grid
 from tvf_core.methods import METHODS, available
@@ -45,11 +45,20 @@ def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_pa
     notebook = {"rafd": "03_train_faces", "oasis": "04_train_brains"}[name]
     papermill.execute_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb", parameters=profile | cut,
                                cwd=tmp_path, kernel_name="python3", progress_bar=False)
-    written = evaluate.read_results(tmp_path / "runs" / "results", name)
+    written_split = profile.get("split", "test")
+    written = evaluate.read_results(tmp_path / "runs" / "results", name, written_split)
     assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(("identity", "vm-2", "tm", "tm-tvf"), 2)
-    assert {s["split"] for s in written.values()} == {profile.get("split", "test")}
+    assert {s["split"] for s in written.values()} == {written_split}
     assert all(s["card"]["settings"]["origin"] for s in written.values())
-    assert "| TM-TVF |" in tables.comparison(1 if name == "rafd" else 2, written)
+    number, table = {"rafd": (1, "05_table1"), "oasis": (2, "06_table2")}[name]
+    done = papermill.execute_notebook(ROOT / "notebooks" / f"{table}.ipynb", tmp_path / "table.ipynb", parameters={"data": name, "split": written_split},
+                                      cwd=tmp_path, kernel_name="python3", progress_bar=False)
+    shown = "".join(o["data"].get("text/markdown", "") for cell in done.cells for o in cell.get("outputs", ()) if "data" in o)
+    assert f"| TM-TVF | {tables.plus_minus(tables.ledger()['tables'][f'table{number}']['values']['tm-tvf']['ssim' if number == 1 else 'dice'])} |" in shown
+    metric = "ssim" if number == 1 else "dice"
+    last = claims.number(f"table{number}", "tm-tvf", metric)[-1]
+    assert last.data == name and last.measured == tables.plus_minus(written["tm-tvf"]["summary"][metric])
+    assert last.verdict == claims.NOT_TESTABLE and "2 of the paper's" in last.why
 
 
 def test_a_mistyped_parameter_stops_the_notebook(tmp_path):
@@ -58,10 +67,12 @@ def test_a_mistyped_parameter_stops_the_notebook(tmp_path):
                                    parameters={"steps": "many"}, kernel_name="python3", progress_bar=False)
 
 
-@pytest.mark.parametrize("number, data", [(1, "demo_faces"), (2, "demo_brains")])
-def test_the_readme_shows_the_stored_results(number, data):
-    block = re.search(rf"<!-- table{number} -->\n(.*?)\n<!-- end table{number} -->", (ROOT / "README.md").read_text(), re.S)[1]
-    assert block == tables.comparison(number, evaluate.read_results(RESULTS, data))
+@pytest.mark.parametrize("table, data", [("table1", "demo_faces"), ("table2", "demo_brains")])
+def test_the_readme_shows_the_stored_results(table, data):
+    block = re.search(rf"<!-- {table} -->\n(.*?)\n<!-- end {table} -->", (ROOT / "README.md").read_text(), re.S)[1]
+    assert block == tables.comparison(table, evaluate.read_results(RESULTS, data), "book/results", beyond=False)
+    for link in re.findall(r"\]\((.*?)\)", block):
+        assert (ROOT / link).is_file()
 
 
 @pytest.mark.parametrize("data, metric, margin", [("demo_faces", "ssim", 0.02), ("demo_brains", "dice", 0.1)])

@@ -131,7 +131,7 @@ def test_profiles_set_known_parameters_to_values_of_their_type(profile, number):
 
 def test_a_new_method_takes_under_30_lines():
     """The page that adds one is run by nbval; here only its length."""
-    path = ROOT / "notebooks" / "09_methods.ipynb"
+    path = ROOT / "notebooks" / "11_methods.ipynb"
     cells = [c for c in code_cells(path) if "add-a-method" in tags(c)]
     assert len(cells) == 1
     assert len(cells[0].source.splitlines()) < 30

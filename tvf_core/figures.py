@@ -102,16 +102,47 @@ def learning_curve(ax, history: list[dict], score: str) -> None:
     other.set_ylabel(f"validation {score} (blue)")
 
 
-def box_plot(ax, values: dict[str, np.ndarray], ylabel: str) -> None:
-    """One box per method, in the book's colours; the points are the pairs."""
+def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
+    """One box per method, from top to bottom, in the book's colours; the points are the pairs."""
     rng = np.random.default_rng(0)
     for position, (method, numbers) in enumerate(values.items()):
         color = color_of(method)
-        ax.boxplot([numbers], positions=[position], widths=0.55, showfliers=False,
+        ax.boxplot([numbers], positions=[position], widths=0.55, showfliers=False, orientation="horizontal",
                    medianprops={"color": color}, boxprops={"color": color}, whiskerprops={"color": color}, capprops={"color": color})
-        ax.plot(position + rng.uniform(-0.18, 0.18, len(numbers)), numbers, ".", ms=2, alpha=0.4, color=color)
-    ax.set_xticks(range(len(values)), [METHODS[m].title for m in values], rotation=30, ha="right")
+        ax.plot(numbers, position + rng.uniform(-0.18, 0.18, len(numbers)), ".", ms=2, alpha=0.4, color=color)
+    ax.set_yticks(range(len(values)), [METHODS[m].title for m in values])
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.set_xlabel(xlabel)
+
+
+def structure_plot(ax, rows: dict[str, dict[str, np.ndarray]], metric: str, ylabel: str) -> None:
+    """A group of boxes per structure, one box per method; left and right sides together, as is usual.
+
+    ``rows`` are those of ``evaluate.read_rows``, method -> columns; ``metric`` is measured per label: ``dice`` or ``hd95``.
+    Structures that are missing in a pair count where they are there, infinite distances not at all.
+    """
+    width = 0.75 / len(rows)
+    for k, (method, columns) in enumerate(rows.items()):
+        values = by_structure(columns, metric)
+        color, position = color_of(method), np.arange(len(values)) + (k - (len(rows) - 1) / 2) * width
+        boxes = ax.boxplot(list(values.values()), positions=position, widths=0.8 * width, showfliers=False, patch_artist=True,
+                           manage_ticks=False, medianprops={"color": "black", "lw": 0.7})
+        for box in boxes["boxes"]:
+            box.set(facecolor=color, edgecolor=color, alpha=0.6)
+        ax.plot([], [], "s", color=color, label=METHODS[method].title)
+    ax.set_xticks(range(len(values)), list(values), rotation=35, ha="right")
     ax.set_ylabel(ylabel)
+    ax.legend(frameon=False, fontsize=8, ncols=len(rows), loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def by_structure(columns: dict[str, np.ndarray], metric: str) -> dict[str, np.ndarray]:
+    """Finite values of a metric per label, those of ``L name`` and ``R name`` under ``name``."""
+    found = {}
+    for column, values in columns.items():
+        if column.startswith(f"{metric}/"):
+            name = column.removeprefix(f"{metric}/").removeprefix("L ").removeprefix("R ")
+            found[name] = np.concatenate([found.get(name, []), values[np.isfinite(values)]])
+    return found
 
 
 def architecture(shapes: dict[str, tuple[int, ...]], steps: int):
