@@ -13,7 +13,7 @@ from .compare import compare, p_value
 from .evaluate import read_results, read_rows, result_name
 from .methods import METHODS
 from .paths import RESULTS
-from .tables import ledger, markdown, plus_minus, results_folder
+from .tables import anchor, ledger, markdown, plus_minus, results_folder
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = VERDICTS = ("reproduced", "not reproduced", "not testable here")
 
@@ -114,12 +114,11 @@ def claims_table(folder: Path | None = None, link: str = "") -> str:
     """Every claim with what each data set says of it, in Markdown; ``link`` is the relative path of the results folder, if any."""
     rows = []
     for entry in ledger()["claims"]:
-        said = [entry["says"], entry["where"]]
+        said = f"{entry['says']} *{entry['where']}*"
         for finding, data in _merged(claim(entry, folder)):
-            rows.append([*said, f"{data} ({finding.regime})" if data else "–", finding.measured + _links(finding, link),
-                         f"**{finding.verdict}**", finding.why])
-            said = ["", ""]
-    return markdown(["claim", "where", "data", "measured", "verdict", "why"], rows, numbers=False)
+            rows.append([said, f"{data} ({finding.regime})" if data else "–", finding.measured + _links(finding, link), _judged(finding)])
+            said = ""
+    return markdown(["claim, and where it stands", "data", "measured", "verdict"], rows, numbers=False)
 
 
 def numbers_table(table: str, folder: Path | None = None, link: str = "") -> str:
@@ -131,11 +130,11 @@ def numbers_table(table: str, folder: Path | None = None, link: str = "") -> str
             column, findings = content["metrics"][metric], number(table, method, metric, folder)
             stand_in = {f.data: f.measured + _links(f, link) for f in findings[:-1]}
             last = findings[-1]
-            rows.append([METHODS[method].title, column["title"], plus_minus(value), *(stand_in.get(d, "–") for d in here),
+            rows.append([f"{METHODS[method].title}, {column['title']}", plus_minus(value), *(stand_in.get(d, "–") for d in here),
                          *([last.measured + _links(last, link), str(column.get("tolerance", "–"))] if "paper_data" in content else []),
-                         f"**{last.verdict}**", last.why])
-    header = ["method", "", "paper", *(f"here: {d}" for d in here),
-              *([f"here: {content['paper_data']}", "tolerance"] if "paper_data" in content else []), "verdict", "why"]
+                         _judged(last)])
+    header = ["", "paper", *(f"here: {d}" for d in here),
+              *([f"here: {content['paper_data']}", "tolerance"] if "paper_data" in content else []), "verdict"]
     return markdown(header, rows, numbers=False)
 
 
@@ -148,11 +147,15 @@ def _merged(findings: list[Finding]):
     return [(group[0], ", ".join(f.data for f in group)) for group in groups.values()]
 
 
+def _judged(finding: Finding) -> str:
+    return f"**{finding.verdict}**" + f": {finding.why}" * bool(finding.why)
+
+
 def _links(finding: Finding, link: str) -> str:
     """Links to a finding's files, a number each."""
     if not link or not all((RESULTS / file).is_file() for file in finding.files):
         return ""
-    return "".join(f" [[{k}]]({link}/{file})" for k, file in enumerate(finding.files, start=1))
+    return "".join(" " + anchor(f"[{k}]", f"{link}/{file}") for k, file in enumerate(finding.files, start=1))
 
 
 def _order(check: dict, data: str, folder: Path):
@@ -166,7 +169,7 @@ def _order(check: dict, data: str, folder: Path):
     shown = {m: t for m, t in tests.items() if m not in ahead} or tests
     closest = min(shown, key=lambda m: sign * shown[m]["difference"])
     t = tests[closest]
-    text = f"{METHODS[check['first']].title} {t['a']:.4g}, {METHODS[closest].title} {t['b']:.4g}"
+    text = f"{METHODS[check['first']].title} {t['a']:.4f}, {METHODS[closest].title} {t['b']:.4f}"
     text += f" (p {p_value(t['t_test'])} over {t['n']} pairs, {p_value(t['subject_t_test'])} over {t['subjects']} persons)"
     if len(tests) > 1:
         text = f"better than {len(ahead)} of {len(tests)}; {'closest' if len(ahead) == len(tests) else 'not ahead of'} {METHODS[closest].title}: {text}"

@@ -123,8 +123,8 @@ def agreement(methods: list[str], data: str, folder: Path, other: Path, split: s
 
 
 def p_value(p: float) -> str:
-    """A p value with two digits; a dash where it is not defined."""
-    return "–" if np.isnan(p) else f"{p:.2g}"
+    """A p value with two digits, no smaller than 1e-10; a dash where it is not defined."""
+    return "–" if np.isnan(p) else f"{p:.2g}" if p >= 1e-10 else "<\N{NO-BREAK SPACE}1e-10"
 
 
 def _one_person(pair: str) -> bool:

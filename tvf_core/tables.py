@@ -50,7 +50,7 @@ def comparison(table: str, results: dict[str, dict], link: str = "", beyond: boo
     for m in [m for m in METHODS if m in printed or m in results or m == "identity"]:
         title = METHODS[m].title
         if link and m in results:
-            title = f"[{title}]({link}/{results[m]['dataset']}/{result_name(m, results[m]['split'], 'json')})"
+            title = anchor(title, f"{link}/{results[m]['dataset']}/{result_name(m, results[m]['split'], 'json')}")
         if m in content.get("differs", {}):
             title += f" (paper: {content['differs'][m]})"
         if m in results and results[m]["n_pairs"] < pairs:
@@ -113,6 +113,11 @@ def markdown(header: list[str], rows: list[list[str]], numbers: bool = True) -> 
     """A Markdown table; the first column is text, the others are right-aligned if they hold numbers. A bar in a cell stays one."""
     lines = [header, ["---"] + ["---:" if numbers else "---"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def anchor(text: str, target: str) -> str:
+    """A link that a browser opens. (In the book, a Markdown link to a file would download it.)"""
+    return f'<a href="{target}">{text}</a>'
 
 
 def plus_minus(value: dict | None, digits: int = 3) -> str:
