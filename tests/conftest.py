@@ -92,7 +92,9 @@ def lively(model, scale=0.05):
 
 @pytest.fixture
 def toy_data(monkeypatch):
-    """Register three tiny data sets: ``toy2d``, ``toy3d`` (with labels) and ``toy_plain`` (2D, without).
+    """Register tiny data sets: ``toy2d``, ``toy3d``, ``toy3d_long`` (with labels) and ``toy_plain`` (2D, without).
+
+    In ``toy3d_long`` no level of a network has two voxels along the first axis, where bf16 on a processor goes wrong.
 
     Ellipsoids of two tissues at slightly different places; image 0 to 3 train, 4 and 5 validate, 6 and 7 test."""
     from tvf_core.data import pairs
@@ -119,3 +121,4 @@ def toy_data(monkeypatch):
     register("toy2d", (32, 29), True)
     register("toy_plain", (32, 29), False)
     register("toy3d", (20, 18, 17), True)
+    register("toy3d_long", (36, 12, 11), True)

@@ -99,7 +99,7 @@ def test_validation_uses_the_arithmetic_of_the_training(toy_data, tmp_path, monk
 
 @pytest.mark.parametrize("method", ["vm-2", "vm-diff", "cyclemorph", "lapirn", "clapirn"])
 def test_baselines_train_in_half_precision(method, toy_data, tmp_path):
-    card = run(method, "toy3d", 8, tmp_path, precision="bf16")
+    card = run(method, "toy3d_long", 8, tmp_path, precision="bf16")
     assert all(np.isfinite(record["loss"]) for record in card["history"])
     assert np.isfinite(card["validation"]["score"])
 
@@ -132,13 +132,21 @@ def test_a_state_of_other_settings_is_not_continued(toy_data, tmp_path, monkeypa
 
 
 def test_each_training_has_its_own_precision_also_in_one_process(toy_data, tmp_path):
-    half = run("tm-tvf", "toy3d", 3, tmp_path / "half", precision="bf16", recompute=True)
-    single = run("tm-tvf", "toy3d", 3, tmp_path / "single")
+    half = run("tm-tvf", "toy3d_long", 3, tmp_path / "half", precision="bf16", recompute=True)
+    single = run("tm-tvf", "toy3d_long", 3, tmp_path / "single")
     assert (half["settings"]["precision"], single["settings"]["precision"]) == ("bf16", "no")
     assert half["history"][0]["loss"] == pytest.approx(single["history"][0]["loss"], rel=0.02)
     assert half["history"][0]["loss"] != single["history"][0]["loss"]
     with pytest.raises(ValueError, match="other settings .precision"):
-        run("tm-tvf", "toy3d", 3, tmp_path / "half", precision="fp32")
+        run("tm-tvf", "toy3d_long", 3, tmp_path / "half", precision="fp32")
+
+
+@pytest.mark.parametrize("method", ["tm-tvf", "vm-2"])
+def test_bf16_on_a_processor_is_refused_where_its_gradients_are_wrong(method, toy_data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("here is a GPU")
+    with pytest.raises(ValueError, match="2 voxels along the first axis.*use fp32"):
+        run(method, "toy3d", 3, tmp_path, precision="bf16")
 
 
 @pytest.mark.parametrize("precision, words", [("fp16", "needs a GPU"), ("half", "unknown precision 'half'; known: bf16")])

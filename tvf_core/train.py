@@ -103,6 +103,8 @@ def train(method: str, profile: Profile, *, steps: int | None = None, seed: int 
     if not recompute_activations(network, recompute) and recompute:
         raise ValueError(f"recompute: {method} has no part that can compute its activations again")
     plain = objective(config, network, splits["train"].classes, losses)  # may hold more than the network: all of it is trained
+    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
+        _refuse_two_planes(plain)
     optimizer = torch.optim.Adam(plain.parameters(), lr=profile.lr, amsgrad=True)
     trained, optimizer = accelerator.prepare(plain, optimizer)
 
@@ -193,6 +195,20 @@ def validate(network, config: NetworkConfig, data: PairData, limit: int, device)
     model = Model(config, network)
     metric = "dice" if data.classes else "ssim"
     return float(np.mean([score(model, data, k, device, [metric])[metric] for k in data.spread(limit)]))
+
+
+def _refuse_two_planes(network: torch.nn.Module) -> None:
+    """Stop where a processor's bfloat16 gradient would be wrong: for the weights of a 3D convolution of images with two voxels
+    along the first axis it contains memory that nobody wrote (PyTorch 2.13 on a processor with AVX512-BF16 but without AMX)."""
+
+    def check(module, inputs):
+        if inputs[0].shape[2] == 2:
+            raise ValueError("precision: PyTorch's bf16 gradients on a processor are wrong where a coarse level of the network has 2 voxels "
+                             "along the first axis, as it has for these images; use fp32")
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.register_forward_pre_hook(check)
 
 
 def _same_settings(found: dict, wanted: dict, out: Path) -> None:
