@@ -78,7 +78,9 @@ def _stored(names: list[str], results: Path) -> tuple[bool, str]:
                             f"{card['peak_mb']:.0f}" if "peak_mb" in card else "–", _code(card["code"], old)]))
     header = ("file", "rows", "pairs", "data (hash)", "list of pairs (hash)", "weights (hash)", "weights: seed", "seconds", "peak MB", "code")
     table = "".join("<tr>" + "".join(f"<td>{x}</td>" for x in line) + "</tr>" for _, line in lines)
-    body = (f"<p>Drawn from these stored files; every number of the output stands in one of them.</p>{_machine(cards)}<table><tr>"
+    ledger = _link(results, results.parent / "claims.yml", "claims.yml")
+    body = (f"<p>Drawn from these stored files: what was measured stands in one of them or is computed from their rows; what the paper "
+            f"says stands in {ledger}.</p>{_machine(cards)}<table><tr>"
             + "".join(f"<th>{x}</th>" for x in header) + f"</tr>{table}</table>")
     return any(old for old, _ in lines), body
 

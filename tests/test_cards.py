@@ -80,7 +80,7 @@ def test_an_output_of_stored_results_lists_the_files(results):
     notebook = page(results=["toy", "bench/cpu.json"])
     assert cards.fold(notebook, "notebooks/01_x.ipynb", results) == 0
     html = card_of(notebook.cells[2])
-    assert re.findall(r'href="(.*?)"', html) == [f"../book/{x}" for x in ("results/toy/tm.json", "results/toy/tm.csv", "weights/toy/tm.json", "results/bench/cpu.json")]
+    assert re.findall(r'href="(.*?)"', html) == [f"../book/{x}" for x in ("claims.yml", "results/toy/tm.json", "results/toy/tm.csv", "weights/toy/tm.json", "results/bench/cpu.json")]
     for text in ("d4ta", "9a125", "3e1947", "<td>5</td>", "<td>4</td>", "PyTorch 2.13", code_hash("import tvf_core.evaluate"), code_hash("import tvf_core.bench")):
         assert text in html
     assert html.count("cpu, 2 threads") == 1 and "stale" not in html

@@ -26,7 +26,7 @@ def stored(tmp_path):
     """``stored(data, method, {column: values})`` writes rows of six pairs of three people, and their summary."""
     names = {"demo_faces": ["s1_a->s1_b", "s1_b->s1_a", "s2_a->s2_b", "s2_b->s2_a", "s3_a->s3_b", "s3_b->s3_a"]}
 
-    def write(data, method, columns, split="test", pairs_told=0, shape=()):
+    def write(data, method, columns, split="test", pairs_told=0, shape=(), integrator="rk4"):
         pairs = names.get(data, ["b1->b2", "b3->b2", "b1->b3", "b2->b3", "b2->b1", "b3->b1"])
         file = tmp_path / data / (method + ("" if split == "test" else f".{split}"))
         file.parent.mkdir(exist_ok=True)
@@ -35,7 +35,7 @@ def stored(tmp_path):
         with np.errstate(invalid="ignore"):  # of infinite values
             summary = {m: {"mean": float(np.mean(v)), "std": float(np.std(v))} for m, v in columns.items()}
         (file.parent / f"{file.name}.json").write_text(json.dumps({"dataset": data, "method": method, "split": split, "n_pairs": pairs_told or 6,
-                                                                  "summary": summary, "card": {"settings": {"shape": list(shape)}}}))
+                                                                  "summary": summary, "card": {"settings": {"shape": list(shape), "integrator": integrator}}}))
 
     return write
 
@@ -87,8 +87,18 @@ def test_a_part_of_the_papers_data_is_not_the_papers_data(told, words, stored, t
     stored("rafd", "tm-tvf", {"ssim": [0.91] * 6, "folding_percent": [0] * 6}, **RAFD | told)
     found = claims.number("table1", "tm-tvf", "ssim", tmp_path)[-1]
     assert (found.verdict, found.measured) == (claims.NOT_TESTABLE, "0.910\xa0±\xa00.000") and words in found.why
-    found = claims.claim(ENTRIES["tvf-folds-little"], tmp_path)[-1]
-    assert found.verdict == claims.NOT_TESTABLE and words in found.why
+    found = claims.claim(ENTRIES["inverse-accurate"], tmp_path)
+    assert {f.data: words in f.why for f in found}["rafd"] and {f.verdict for f in found} == {claims.NOT_TESTABLE}
+
+
+def test_released_rules_and_lost_labels_are_no_test_of_a_number(stored, tmp_path):
+    stored("oasis", "tm-tvf", {"dice": [0.869] * 6, "hd95": [1.4] * 5 + [np.inf]}, **OASIS)
+    dice, hd95 = (claims.number("table2", "tm-tvf", key, tmp_path)[-1] for key in ("dice", "hd95"))
+    assert dice.verdict == "reproduced" and "half-resolution" in dice.why
+    assert hd95.verdict == claims.NOT_TESTABLE and "lost a label" in hd95.why
+    stored("oasis", "tm-tvf", {"dice": [0.869] * 6}, **OASIS, integrator="released")
+    found = claims.number("table2", "tm-tvf", "dice", tmp_path)[-1]
+    assert found.verdict == claims.NOT_TESTABLE and "released code" in found.why
 
 
 def test_rows_of_another_method_and_of_private_labels_are_not_testable(stored, tmp_path):

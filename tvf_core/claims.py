@@ -67,7 +67,7 @@ def number(table: str, method: str, metric: str, folder: Path | None = None) -> 
     if result is None or measured not in result["summary"]:
         return [*findings, Finding(data, "paper data", "–", NOT_TESTABLE, why or f"results without {measured}; evaluate again")]
     ours, printed = result["summary"][measured], content["values"][method][metric]
-    why = why or column.get("untestable", "")
+    why = why or column.get("untestable", "") or ("" if math.isfinite(ours["mean"]) else "not finite: a warp lost a label")
     if why:
         verdict = NOT_TESTABLE
     else:
@@ -77,15 +77,17 @@ def number(table: str, method: str, metric: str, folder: Path | None = None) -> 
 
 def _incomplete(data: str, method: str, folder: Path) -> tuple[str, dict | None]:
     """Why a method's results on a data set cannot test the paper, or nothing; and its summary, if there is one."""
-    result = read_results(folder, data, split_of(data)).get(method)
+    result, title = read_results(folder, data, split_of(data)).get(method), METHODS[method].title
     if result is None:
-        return "no results on it here", None
+        return f"no results of {title} here", None
     table = next((t for t in ledger()["tables"].values() if t.get("paper_data") == data), None)
     shape = result["card"]["settings"]["shape"]
     if table and result["n_pairs"] != table["pairs"]:
-        return f"{result['n_pairs']} of the paper's {table['pairs']} pairs", result
+        return f"{title}: {result['n_pairs']} of the paper's {table['pairs']} pairs", result
     if table and shape != table["shape"]:
-        return f"images of {' x '.join(map(str, shape))} instead of {' x '.join(map(str, table['shape']))}", result
+        return f"{title}: images of {' x '.join(map(str, shape))} instead of {' x '.join(map(str, table['shape']))}", result
+    if result["card"]["settings"].get("integrator") == "released" != METHODS[method].integrator:
+        return f"{title}: measured by the rules of the released code", result
     return "", result
 
 
@@ -104,8 +106,8 @@ def claim(entry: dict, folder: Path | None = None) -> list[Finding]:
             continue
         try:
             found = (_order if "first" in check else _bound)(check, data, where)
-        except (ValueError, KeyError):
-            found = "–", NOT_TESTABLE, "results without this metric, or with no pair in common; evaluate again"
+        except (ValueError, KeyError, OSError):
+            found = "–", NOT_TESTABLE, "rows without this metric, with no finite value or no pair in common; evaluate again"
         findings.append(Finding(data, ledger()["regimes"][data], *found, _files(data, *methods)))
     return findings
 

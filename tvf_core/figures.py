@@ -106,7 +106,7 @@ def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
     """One box per method, from top to bottom, in the book's colours; the points are the pairs."""
     rng = np.random.default_rng(0)
     for position, (method, numbers) in enumerate(values.items()):
-        color = color_of(method)
+        color, numbers = color_of(method), np.asarray(numbers)[np.isfinite(numbers)]
         ax.boxplot([numbers], positions=[position], widths=0.55, showfliers=False, orientation="horizontal",
                    medianprops={"color": color}, boxprops={"color": color}, whiskerprops={"color": color}, capprops={"color": color})
         ax.plot(numbers, position + rng.uniform(-0.18, 0.18, len(numbers)), ".", ms=2, alpha=0.4, color=color)
