@@ -347,13 +347,15 @@ KILLED = """
 import os, signal, sys
 from tvf_core import evaluate
 score = evaluate.score
+seen = []
 def stop_at(model, pairs, k, device):
-    if k == 3:
+    if len(seen) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(k)
     return score(model, pairs, k, device)
 if "kill" in sys.argv:
     evaluate.score = stop_at
-evaluate.evaluate("vm-2", "demo_brains", split="val", out=sys.argv[1], progress=False)
+evaluate.evaluate("vm-2", "demo_faces", split="val", limit=6, out=sys.argv[1], progress=False)
 """
 
 
@@ -361,10 +363,10 @@ def test_sigkill_in_an_evaluation_loses_nothing(tmp_path):
     run = lambda *args: subprocess.run([sys.executable, "-c", KILLED, *map(str, args)], cwd=ROOT).returncode  # noqa: E731
     assert run(tmp_path / "whole") == 0
     assert run(tmp_path / "cut", "kill") == -signal.SIGKILL
-    kept = tmp_path / "cut" / "demo_brains" / ".vm-2.val.rows.jsonl"
+    kept = tmp_path / "cut" / "demo_faces" / ".vm-2.val.rows.jsonl"
     assert len(kept.read_text().splitlines()) == 4 and not (kept.parent / "vm-2.val.csv").exists()
     assert run(tmp_path / "cut") == 0
-    whole, cut = ((tmp_path / name / "demo_brains" / "vm-2.val.csv").read_bytes() for name in ("whole", "cut"))
+    whole, cut = ((tmp_path / name / "demo_faces" / "vm-2.val.csv").read_bytes() for name in ("whole", "cut"))
     assert whole == cut and whole.count(b"\n") == 7
 
 
