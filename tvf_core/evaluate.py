@@ -93,8 +93,9 @@ def evaluate(method: str, data: str, *, weights: Path | None = None, split: str 
              image_size: int = 0, out: Path | None = None, progress: bool = True) -> dict:
     """Score a method on a split and write ``<out>/<data>/<method>.csv`` (rows, nine digits) and ``.json`` (summary).
 
-    A split other than ``test`` stands in the names, as in ``tm.val.json``. Every row is kept as soon as it is there: an evaluation that was stopped, however, continues with the next pair, and
-    ends with the same files as one that was not (times and memory apart, which stand in the summary only).
+    A split other than ``test`` stands in the names, as in ``tm.val.json``. Every row is kept as soon as it is there: an
+    evaluation that was stopped, however, continues with the next pair, and ends with the same files as one that was not
+    (times and memory apart, which stand in the summary only).
 
     Parameters
     ----------
