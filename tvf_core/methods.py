@@ -208,13 +208,14 @@ def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
 RECIPE = (
     ("optimiser", "Adam with AMSGrad", "released scripts of TM and TM-TVF (CycleMorph, LapIRN: plain Adam)"),
     ("learning rate", "the profile's, times (1 - step/steps)^0.9", "released TM scripts; 1e-4 there (CycleMorph 2e-4 and LapIRN 1e-4, constant), 1e-3 in our short runs"),
-    ("budget", "the profile's steps x batch ordered pairs", "ours: the same for every method (published: 400 or 500 epochs of TM, 30 to 130 of CycleMorph, 120,003 steps of LapIRN)"),
+    ("budget", "the profile's steps x batch ordered pairs (paper profiles: 500 epochs, as the paper)", "ours: the same for every method (published: 400 or 500 epochs of TM, 30 to 130 of CycleMorph, 120,003 steps of LapIRN)"),
+    ("epoch", "every pair once; paper_oasis: every image once, with a random partner", "released scripts, 2D and OASIS (the shipped weights: pairs drawn one by one)"),
     ("directions", "both of every pair, in turn", "released scripts of TM and TM-TVF; CycleMorph has both in one loss, so half the steps"),
-    ("kept weights", "best of 8 validations", "released scripts of TM and TM-TVF: best of every epoch"),
-    ("augmentation", "none", "released OASIS script (2D script, VM-2, VM-diff and CycleMorph: flips)"),
+    ("kept weights", "best of 8 validations (paper profiles: of every epoch)", "released scripts of TM and TM-TVF: best of every epoch"),
+    ("augmentation", "none (paper_rafd: mirrored with chance 1/2)", "released OASIS script (2D script, VM-2, VM-diff and CycleMorph: flips)"),
     ("arithmetic", "float32", "released scripts; the shipped 3D weights of VM-2 and CycleMorph: bfloat16, fields in float32"),
     ("N of TVF", "8", "paper, section 3 (released TM-TVF scripts: 12)"),
-    ("integrator of TVF", "rk4, a step per interval", "ours (paper: Euler; released code: a rule of its own)"),
+    ("integrator of TVF", "rk4, a step per interval (paper profiles: euler)", "ours (paper: Euler; released code: a rule of its own)"),
     ("squarings", "7", "VM-diff, LapIRN: their code"),
 )
 

@@ -47,7 +47,7 @@ def dice(warped: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor, labels
     overlap = torch.bincount(f[w == f], minlength=top).double()
     score = 2 * overlap / (size_w + size_f)
     score[(size_f == 0) | (size_m == 0)] = torch.nan
-    return score[list(labels)].numpy()
+    return score[list(labels)].cpu().numpy()
 
 
 def hd95(warped: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor, labels) -> np.ndarray:

@@ -73,7 +73,8 @@ def check_losses(method: str, weights: dict[str, float] | None) -> None:
             raise ValueError(f"losses: {term} needs a velocity, and {method} predicts none")
 
 
-def objective(config: NetworkConfig, network: nn.Module, classes: int = 0, weights: dict[str, float] | None = None) -> Objective:
+def objective(config: NetworkConfig, network: nn.Module, classes: int = 0, weights: dict[str, float] | None = None,
+              constants: dict[str, float] | None = None) -> Objective:
     """What trains a network: its method's loss, or the :func:`tvf_core.objectives.standard_terms` in ``weights``.
 
     Parameters
@@ -81,9 +82,15 @@ def objective(config: NetworkConfig, network: nn.Module, classes: int = 0, weigh
     config, network : the network and what it is.
     classes : labels including background; 0 for none.
     weights : term -> weight instead of the method's own; for methods whose terms are the standard ones.
+    constants : name -> value instead of the method's own; those not named stay.
     """
     entry = METHODS[config.method]
     check_losses(config.method, weights)
     # those of the paper too: a loss may be tried that the method does not have
-    constants = METHODS["tm-tvf-lddmm"].constants[config.dim] | entry.constants.get(config.dim, {})
-    return entry.objective(network, weights or entry.weights(config.dim), {k: v.value for k, v in constants.items()}, classes)
+    known = METHODS["tm-tvf-lddmm"].constants[config.dim] | entry.constants.get(config.dim, {})
+    for name, value in (constants or {}).items():
+        one_of(name, known, f"constant of {config.method}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"constants: {name} must not be negative, got {value}")
+    numbers = {name: number.value for name, number in known.items()} | (constants or {})
+    return entry.objective(network, weights or entry.weights(config.dim), numbers, classes)
