@@ -2,12 +2,13 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tvf_core import bench
+from tvf_core import bench, cli, profiles
 from tvf_core.bench import measure, operations
 
 SMALL = {2: bench.Setting(shape=(32, 27), labels=5, network="tiny", time_steps=2),
@@ -36,7 +37,7 @@ def test_the_benchmark_writes_rows_with_a_run_card(tmp_path):
     assert json.loads(file.read_text()) == result
     assert {row["op"] for row in result["rows"]} == {"lncc", "flow"}
     for row in result["rows"]:
-        assert set(row) == {"op", "variant", "seconds", "peak_mb", "max_rel_diff", "floor_seconds", "shape"}
+        assert set(row) == {"op", "variant", "seconds", "peak_mb", "max_rel_diff", "floor_seconds", "shape", "time_steps"}
         assert row["seconds"] > 0 and row["floor_seconds"] > 0 and row["peak_mb"] > 0
     assert result["card"]["settings"]["labels"] == 5 and result["versions"]["torch"] == torch.__version__
 
@@ -44,6 +45,22 @@ def test_the_benchmark_writes_rows_with_a_run_card(tmp_path):
 def test_a_form_can_be_measured_without_the_literal_one():
     [row] = bench.compare("train-step", SMALL[3], 1, ("ours, recomputing",), progress=False)
     assert row["variant"] == "ours, recomputing" and row["max_rel_diff"] is None and row["seconds"] > 0
+
+
+def test_a_step_of_a_profile_is_measured_for_its_n_and_the_released_one(tmp_path, monkeypatch, capsys):
+    setting, time_steps = bench.of_profile(profiles.read("paper_oasis"))
+    assert (setting.shape, setting.labels, setting.network, setting.batch, time_steps) == ((160, 192, 224), 36, "large", 1, (8, 12))
+    setting, _ = bench.of_profile(profiles.read("paper_rafd"))
+    assert (setting.shape, setting.network, setting.batch) == ((256, 256), "base", 32)
+    out = tmp_path / "step.json"
+    options = "train-step --profile paper_oasis --size 36 21 18 --network tiny --variants ours --repeats 1 --device cpu --out".split()
+    monkeypatch.setattr(sys, "argv", ["tvf", "bench", *options, str(out)])
+    cli.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["time_steps"], row["shape"]) for row in rows] == [(8, [36, 21, 18]), (12, [36, 21, 18])]
+    assert rows[0]["peak_mb"] < rows[1]["peak_mb"] and rows[0]["max_rel_diff"] is None
+    shown = capsys.readouterr().out
+    assert "ours, N = 8" in shown and "ours, N = 12" in shown and "network tiny" in shown
 
 
 def test_without_the_memory_to_count_the_arithmetic_there_is_no_floor(monkeypatch):

@@ -1,5 +1,6 @@
 """The training notebooks run from a profile, as papermill users run them; the README shows stored results."""
 
+import itertools
 import json
 import re
 import sys
@@ -11,11 +12,13 @@ import yaml
 
 import standins
 from data_download import __main__ as data_download
-from tvf_core import checkpoints, claims, cli, evaluate, integrate, tables
-from tvf_core.data import load
+from tvf_core import checkpoints, claims, cli, evaluate, integrate, profiles, tables
+from tvf_core.data import PairData, load
 from tvf_core.fields import identity_grid
 from tvf_core.methods import METHODS, available
+from tvf_core.objectives import LABEL_TERMS
 from tvf_core.paths import RESULTS, ROOT, sha256
+from tvf_core.sampling import PairSampler
 
 
 @pytest.mark.parametrize("name", ["03_train_faces", "04_train_brains"])
@@ -58,6 +61,24 @@ def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_pa
     last = claims.number(table, "tm-tvf", metric)[-1]
     assert last.data == name and last.measured == tables.plus_minus(written["tm-tvf"]["summary"][metric])
     assert last.verdict == claims.NOT_TESTABLE and "2 of the paper's" in last.why
+
+
+@pytest.mark.parametrize("name", ["paper_rafd", "paper_oasis"])
+def test_a_paper_profile_says_the_recipe_that_the_methods_have(name):
+    profile = profiles.read(name)
+    dim = {"paper_rafd": 2, "paper_oasis": 3}[name]
+    assert (profile.epochs, profile.lr, profile.time_steps, profile.steps) == (500, 1e-4, 8, 0)
+    assert {"tm", "tm-tvf", "tm-tvf-lddmm"} == set(profile.losses) and set(profile.methods.split()) <= set(available(dim))
+    for method, weights in profile.losses.items():
+        assert weights == {t: w for t, w in METHODS[method].weights(dim).items() if dim == 3 or t not in LABEL_TERMS}  # faces have none
+    assert profile.constants == {"tm-tvf-lddmm": {k: v.value for k, v in METHODS["tm-tvf-lddmm"].constants[dim].items()}}
+    pairs = {2: list(itertools.permutations(range(8), 2)), 3: list(itertools.permutations(range(394), 2))}[dim]
+    data = PairData("", "train", np.zeros((394, 1, 1), np.uint8), pairs, [])
+    sampler = PairSampler(data, profile.batch, epoch_of=profile.epoch_of)
+    if dim == 3:
+        assert sampler.steps(500) == 394_000  # what the profile says
+    else:
+        assert sampler.epoch * 53 == 2968 and -(-500 * 2968 // profile.batch) == 46_375
 
 
 def test_a_mistyped_parameter_stops_the_notebook(tmp_path):

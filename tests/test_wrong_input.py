@@ -25,7 +25,7 @@ def rejects(error, *words):
     with pytest.raises(error) as caught:
         yield
     message = str(caught.value)
-    assert "\n" not in message.strip() and len(message) < 300, message
+    assert "\n" not in message.strip() and len(message) < 400, message
     missing = [word for word in words if word not in message]
     assert not missing, f"{missing} not in: {message}"
 
@@ -100,18 +100,25 @@ CALLS = {  # name: (call, error, words)
     "dimension of a method": (lambda: NetworkConfig("convexadam", 2), ValueError, ["convexadam", "3D only", "2D"]),
     "weights without a network": (lambda: evaluate.evaluate("identity", "toy2d", weights="w.safetensors"), ValueError, ["identity", "no weights"]),
     "integrator of a solver": (lambda: Model(NetworkConfig("lddmm", 2)).register(ZERO[:, :1], ZERO[:, :1], "euler"), ValueError, ["integrator"]),
-    "loss term": (lambda: train.train("tm", Profile("toy2d"), losses={"lnnc": 1.0}), ValueError, ["lnnc", "lncc", "ssim"]),
-    "no loss term": (lambda: train.train("tm", Profile("toy2d"), losses={}), ValueError, ["at least one term"]),
-    "loss of a velocity": (lambda: train.train("tm", Profile("toy2d"), losses={"lddmm": 1.0}), ValueError, ["lddmm", "velocity"]),
-    "loss of its own kind": (lambda: train.train("lapirn", Profile("toy2d"), losses={"lncc": 1.0}), ValueError, ["lapirn", "own kind"]),
+    "loss term": (lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {"lnnc": 1.0}})), ValueError, ["lnnc", "lncc", "ssim"]),
+    "no loss term": (lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {}})), ValueError, ["at least one term"]),
+    "loss of a velocity": (lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {"lddmm": 1.0}})), ValueError, ["lddmm", "velocity"]),
+    "loss of its own kind": (lambda: train.train("lapirn", Profile("toy2d", steps=1, losses={"lapirn": {"lncc": 1.0}})), ValueError, ["lapirn", "own kind"]),
     "LapIRN size": (lambda: Model(NetworkConfig("lapirn", 2)).register(torch.rand(1, 1, 8, 20), torch.rand(1, 1, 8, 20)), ValueError, ["(8, 20)", "9 voxels"]),
     "ssim size": (lambda: losses.ssim(torch.rand(1, 1, 10, 20), torch.rand(1, 1, 10, 20)), ValueError, ["11 voxels", "(10, 20)"]),
     "squaring of TM-TVF afterwards": (lambda: Model(NetworkConfig("tm-tvf", 2)).register(ZERO[:, :1], ZERO[:, :1], "squaring"), ValueError, ["squaring", "TM-TVF"]),
     "integrator of VM-diff": (lambda: NetworkConfig("vm-diff", 2, integrator="euler"), ValueError, ["vm-diff", "squaring", "euler"]),
     "released rules of VM-2": (lambda: NetworkConfig("vm-2", 2, integrator="released"), ValueError, ["vm-2", "released"]),
     "start of LapIRN": (lambda: Model(NetworkConfig("lapirn", 2, {"begin": 4})), ValueError, ["start", "begin"]),
-    "loss without labels": (lambda: train.train("tm", Profile("demo_faces"), losses={"dice": 1.0}), ValueError, ["demo_faces", "no labels", "dice"]),
-    "recomputing VM-2": (lambda: train.train("vm-2", Profile("demo_faces"), recompute=True), ValueError, ["recompute", "vm-2"]),
+    "loss without labels": (lambda: train.train("tm", Profile("demo_faces", steps=1, losses={"tm": {"dice": 1.0}})), ValueError, ["demo_faces", "no labels", "dice"]),
+    "constant of a loss": (lambda: train.train("tm-tvf-lddmm", Profile("demo_faces", steps=1, constants={"tm-tvf-lddmm": {"alfa": 1}})), ValueError, ["alfa", "alpha", "gamma"]),
+    "negative constant": (lambda: train.train("tm-tvf-lddmm", Profile("demo_faces", steps=1, constants={"tm-tvf-lddmm": {"alpha": -1}})), ValueError, ["alpha", "-1"]),
+    "mirrored brains": (lambda: train.train("tm", Profile("demo_brains", steps=1, flip=0.5)), ValueError, ["flip", "2D", "sides"]),
+    "parts of a batch": (lambda: train.train("tm", Profile("toy2d", steps=1, batch=3, accumulate=2)), ValueError, ["batch", "3 pairs", "2 parts", "multiple of 2"]),
+    "way to resume": (lambda: train.train("tm", Profile("toy2d", steps=1), resume="maybe"), ValueError, ["maybe", "auto", "new"]),
+    "answer to NaN": (lambda: train.train("tm", Profile("toy2d", steps=1), on_nonfinite="ignore"), ValueError, ["ignore", "stop", "skip"]),
+    "neither steps nor epochs": (lambda: train.train("tm", Profile("toy2d")), ValueError, ["steps or epochs"]),
+    "recomputing VM-2": (lambda: train.train("vm-2", Profile("demo_faces", steps=1, recompute=True)), ValueError, ["recompute", "vm-2"]),
     "size of the U-Net": (lambda: NetworkConfig("vm-tvf", 2, "giant"), ValueError, ["giant", "demo"]),
     "head": (lambda: NetworkConfig("tm", 2, head="third"), ValueError, ["third", "half"]),
     "no trajectory": (lambda: Registration(ZERO, ZERO[:, :1]).trajectory(), ValueError, ["not a velocity"]),
@@ -136,7 +143,7 @@ CALLS = {  # name: (call, error, words)
     "subject": (lambda: data.pairs.demo_brains.make_subject(50), ValueError, ["49", "50"]),
     "expression": (lambda: data.pairs.demo_faces.render(0, "bored"), ValueError, ["bored", "happy"]),
     "face": (lambda: data.pairs.demo_faces.render(67, "happy"), ValueError, ["66", "67"]),
-    "trained method": (lambda: train.train("identity", Profile("toy2d")), ValueError, ["identity", "tm-tvf"]),
+    "trained method": (lambda: train.train("identity", Profile("toy2d", steps=1)), ValueError, ["identity", "tm-tvf"]),
     "evaluated method": (lambda: evaluate.evaluate("vxm", "toy2d"), ValueError, ["vxm", "tm-tvf", "identity"]),
 }
 
@@ -155,7 +162,13 @@ PROFILES = {  # name: (values, words)
     "truth for a number": ({"data": "demo_faces", "batch": True}, ["batch", "int", "True"]),
     "unknown key": ({"data": "demo_faces", "learning_rate": 0.1}, ["learning_rate", "lr", "batch"]),
     "no data": ({"lr": 0.1}, ["data"]),
-    "no steps": ({"data": "demo_faces", "steps": 0}, ["steps", "positive", "0"]),
+    "no steps": ({"data": "demo_faces", "steps": 0}, ["steps or epochs", "at least 1"]),
+    "negative steps": ({"data": "demo_faces", "steps": -1}, ["steps", "negative", "-1"]),
+    "an epoch of what": ({"data": "demo_faces", "steps": 1, "epoch_of": "faces"}, ["epoch_of", "pairs or images", "faces"]),
+    "a chance above 1": ({"data": "demo_faces", "steps": 1, "flip": 1.5}, ["flip", "between 0 and 1", "1.5"]),
+    "text for truth": ({"data": "demo_faces", "steps": 1, "recompute": "yes"}, ["recompute", "bool", "yes"]),
+    "losses of no method": ({"data": "demo_faces", "steps": 1, "losses": {"lncc": 1.0}}, ["lncc", "no method", "tm-tvf"]),
+    "losses without weights": ({"data": "demo_faces", "steps": 1, "losses": {"tm": "lncc"}}, ["losses", "numbers by name", "lncc"]),
     "negative rate": ({"data": "demo_faces", "lr": -0.1}, ["lr", "positive", "-0.1"]),
     "rate that is no number": ({"data": "demo_faces", "lr": float("nan")}, ["lr", "positive", "nan"]),
     "negative size": ({"data": "demo_faces", "image_size": -1}, ["image_size", "negative", "-1"]),
@@ -256,7 +269,7 @@ def test_weights_of_another_method_or_dimension_are_named(toy_data, weights, con
 ])
 def test_the_command_ends_with_one_line(arguments, words, toy_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "toy.yaml").write_text("data: toy2d\n")
+    (tmp_path / "toy.yaml").write_text("data: toy2d\nsteps: 3\n")
     (tmp_path / "broken.yaml").write_text("data: [1\n")
     config = NetworkConfig("tm", 2)
     checkpoints.save(tmp_path / "tm.safetensors", Model(config).network.state_dict(), config)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from accelerate import PartialState
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
@@ -20,6 +23,7 @@ from .checks import one_of
 from .data import load
 from .methods import METHODS, SIZES, available
 from .paths import RESULTS, ROOT, runs, write_then_rename
+from .run_folder import elapsed, list_runs
 
 app = SubcommandApp()
 DEMO_PROFILES = ("demo_faces", "demo_brains")  # of Table 1 and Table 2
@@ -40,25 +44,54 @@ def methods(size: str = "demo", sources: bool = False) -> None:
 
 
 @app.command
-def train(method: str, profile: str, steps: int = 0, seed: int = 0, losses: dict[str, float] | None = None, precision: str = "",
-          recompute: bool = False, workers: int | None = None, out: Path | None = None) -> None:
-    """Train a method; continues by itself if it was stopped.
+def train(method: str, profile: str, steps: int | None = None, batch: int | None = None, lr: float | None = None, seed: int | None = None,
+          losses: dict[str, float] | None = None, precision: str | None = None, recompute: bool = False, accumulate: int | None = None,
+          auto_fit: bool = False, resume: str = "auto", on_nonfinite: str = "stop", save_minutes: float = 2.0,
+          workers: int | None = None, tensorboard: bool = False, out: Path | None = None) -> None:
+    """Train a method; continues by itself if it was stopped, by Ctrl-C, SIGTERM or worse.
 
     Args:
         method: one of `tvf methods`.
-        profile: a name in notebooks/profiles, or the path of a YAML file.
-        steps: optimiser steps; 0 takes the profile's.
+        profile: a name in notebooks/profiles, or the path of a YAML file; the options down to auto-fit replace its values.
+        steps: optimiser steps.
+        batch: pairs per optimiser step, on all devices together.
+        lr: initial learning rate.
         seed: of weights, pair order and stochastic depth.
         losses: terms and weights instead of the method's own, e.g. ssim 1 diffusion 1; see `tvf methods --sources`.
         precision: fp32, bf16 or fp16 for the network; default what accelerate is set to, else fp32.
         recompute: keep fewer activations, in less memory and somewhat more time.
+        accumulate: parts of a batch that go through the network one after the other, in less memory.
+        auto_fit: find recompute and accumulate such that a step fits into the memory.
+        resume: auto continues an unfinished run, new puts it aside and starts afresh.
+        on_nonfinite: stop, or skip a step whose loss or gradient is not finite.
+        save_minutes: how often the state is saved.
         workers: processes that load batches ahead; default up to 4 beside a GPU, else none.
-        out: folder for weights, history and card; default runs/<data>/<method>.
+        tensorboard: log for TensorBoard, too, into the run's folder.
+        out: folder of the run; default runs/<data>/<method>.
     """
-    card = training.train(method, profiles.read(profile), steps=steps or None, seed=seed,
-                          losses=losses, precision=precision, recompute=recompute, workers=workers, out=out)
+    chosen = profiles.read(profile).change(
+        steps=steps, batch=batch, lr=lr, seed=seed, losses=None if losses is None else {method: losses}, precision=precision,
+        recompute=recompute or None, accumulate=accumulate, auto_fit=auto_fit or None)
+    card = training.train(method, chosen, out=out, resume=resume, on_nonfinite=on_nonfinite, save_minutes=save_minutes,
+                          workers=workers, tensorboard=tensorboard)
     best = card["validation"]
-    print(f"{card['weights']}: validation {best['metric']} {best['score']:.4f} in {card['seconds']:.0f} s")
+    if PartialState().is_main_process:
+        print(f"{card['weights']}: validation {best['metric']} {best['score']:.4f} in {elapsed(card['seconds'])}")
+
+
+@app.command(name="runs")
+def list_all_runs(folder: Path | None = None) -> None:
+    """List training runs, the last changed first: finished, running or stopped, how far, best validation score.
+
+    Args:
+        folder: where to look; default runs/.
+    """
+    found = list_runs(folder)
+    rows = [[entry["run"], entry["state"], f"{entry['step']:,} of {entry['steps']:,}",
+             f"{entry['metric']} {entry['best']:.4f}" if entry["best"] == entry["best"] else "-", elapsed(entry["seconds"]),
+             f"{elapsed(time.time() - entry['changed'])} ago"] for entry in found]
+    print(tables.plain(["run", "state", "steps", "best validation", "trained for", "changed"], rows) if rows
+          else f"no runs in {folder or runs()}; start one with: tvf train")
 
 
 @app.command
@@ -196,18 +229,20 @@ def evaluate_all() -> None:
 
 
 @app.command
-def bench(operation: Positional[Annotated[str, tyro.conf.arg(metavar="OPERATION")]], size: tuple[int, ...] = (96, 96, 128), labels: int = 36,
-          network: str = "base", time_steps: int = 8, batch: int = 1, device: str = "", repeats: int = 5,
+def bench(operation: Positional[Annotated[str, tyro.conf.arg(metavar="OPERATION")]], profile: str = "", size: tuple[int, ...] | None = None,
+          labels: int | None = None, network: str | None = None, time_steps: tuple[int, ...] = (), batch: int | None = None, device: str = "", repeats: int = 5,
           variants: tuple[str, ...] = (), growth: bool = False, compiled: bool = False, out: Path | None = None) -> None:
     """Time an operation and its memory: this package, the released form, other packages if they are installed.
 
     Args:
         operation: lncc, label-dice, attention, decoder, flow, forward, train-step, loading, or all.
-        size: voxels of the image along each axis.
-        labels: number of classes, background among them.
-        network: size of TM-TVF: demo, tiny, small, base, large or huge.
-        time_steps: N of TM-TVF.
-        batch: images at once.
+        profile: take size, labels, network, batch and N from a profile, e.g. paper_oasis; its data need not be here. N is then
+            measured as in the profile and as in the released scripts, 12.
+        size: voxels of the image along each axis; default 96 96 128.
+        labels: number of classes, background among them; default 36.
+        network: size of TM-TVF: demo, tiny, small, base (the default), large or huge.
+        time_steps: N of TM-TVF; several are measured one after the other. Default 8.
+        batch: images at once; default 1.
         device: cpu or cuda; default cuda where there is one.
         repeats: timed runs of each form, after one to warm up; 0 times that one.
         variants: only these forms, e.g. ours literal.
@@ -219,16 +254,21 @@ def bench(operation: Positional[Annotated[str, tyro.conf.arg(metavar="OPERATION"
 
     names = list(benchmark.OPERATIONS) if operation == "all" else [operation]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    setting = benchmark.Setting(size, labels, network, time_steps, batch, device, compiled)
-    result = benchmark.run(names, setting, repeats, variants, growth, out)
-    print(f"{result['device']}, torch {result['versions']['torch']}; {' x '.join(map(str, size))} voxels, batch {batch}")
-    print(f"{'operation':11} {'variant':27} {'seconds':>9} {'x ours':>7} {'peak MB':>9} {'difference':>10}   floor: seconds")
+    setting, known = benchmark.of_profile(profiles.read(profile)) if profile else (benchmark.Setting(), ())
+    given = {"shape": size, "labels": labels, "network": network, "batch": batch}
+    setting = replace(setting, device=device, compiled=compiled, **{key: value for key, value in given.items() if value is not None})
+    result = benchmark.run(names, setting, repeats, variants, growth, out, time_steps=time_steps or known)
+    print(f"{result['device']}, torch {result['versions']['torch']}; {' x '.join(map(str, setting.shape))} voxels, batch {setting.batch}, network {setting.network}")
+    print(f"{'operation':11} {'variant':34} {'seconds':>9} {'x ours':>7} {'peak MB':>9} {'difference':>10}   floor: seconds")
+    several = len({row["time_steps"] for row in result["rows"]}) > 1
     for row in result["rows"]:
-        ours = next((r["seconds"] for r in result["rows"] if (r["op"], r["variant"]) == (row["op"], "ours")), None) or float("nan")
+        ours = next((r["seconds"] for r in result["rows"] if (r["op"], r["variant"], r["time_steps"]) == (row["op"], "ours", row["time_steps"])), None)
+        ours = ours or float("nan")
+        form = row["variant"] + f", N = {row['time_steps']}" * several
         if row["seconds"] is None:
-            print(f"{row['op']:11} {row['variant']:27} does not fit into the memory")
+            print(f"{row['op']:11} {form:34} does not fit into the memory")
             continue
-        print(f"{row['op']:11} {row['variant']:27} {row['seconds']:9.4f} {row['seconds'] / ours:7.2f} {row['peak_mb']:9.1f} "
+        print(f"{row['op']:11} {form:34} {row['seconds']:9.4f} {row['seconds'] / ours:7.2f} {row['peak_mb']:9.1f} "
               + (f"{row['max_rel_diff']:10.1e}" if row["max_rel_diff"] is not None else f"{'-':>10}")
               + (f"   {row['floor_seconds']:.4f}" if row["floor_seconds"] is not None else "   -"))
     for row in result.get("growth", ()):
@@ -286,7 +326,7 @@ def main() -> None:
     try:
         app.cli(prog="tvf", description="Diffeomorphic image registration with time-varying velocity fields.",
                 config=(tyro.conf.OmitArgPrefixes,))
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
         sys.exit(f"tvf: {error}")
     except KeyboardInterrupt:
         sys.exit("tvf: stopped; a training or an evaluation continues from what it has saved with the same command")

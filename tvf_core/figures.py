@@ -6,6 +6,8 @@ Volumes are shown as one slice: ``axis`` is the array axis that is cut (1 is cor
 
 from __future__ import annotations
 
+import time
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -90,6 +92,8 @@ def jacobian_map(ax, determinant, title: str = "", axis: int = 1):
 def learning_curve(ax, history: list[dict], score: str) -> None:
     """Loss per step with a running mean, and the validation score on a second axis."""
     loss = np.array([record["loss"] for record in history])
+    known, places = np.isfinite(loss), np.arange(len(loss))
+    loss = np.interp(places, places[known], loss[known]) if known.any() else np.zeros(len(loss))  # steps that were skipped
     width = max(1, len(loss) // 20)
     smooth = np.convolve(loss, np.ones(width) / width, "valid")
     ax.plot(loss, color="#cccccc", lw=0.8)
@@ -98,8 +102,51 @@ def learning_curve(ax, history: list[dict], score: str) -> None:
     validated = [(r["step"], r["validation"]) for r in history if "validation" in r]
     other = ax.twinx()
     other.spines.right.set_visible(True)
-    other.plot(*zip(*validated), "o-", color="#1f77b4", ms=3)
+    if validated:
+        other.plot(*zip(*validated), "o-", color="#1f77b4", ms=3)
     other.set_ylabel(f"validation {score} (blue)")
+
+
+class LiveCurve:
+    """Learning curve in a notebook that follows a training: ``with LiveCurve("dice") as watch: train(..., watch=watch)``.
+
+    It is drawn anew as time passes, for at most a fiftieth of it, and a last time at the end.
+
+    Parameters
+    ----------
+    score : name of the validation score.
+    size : of the figure in inches.
+    """
+
+    def __init__(self, score: str, size: tuple[float, float] = (5.4, 3)):
+        self.score, self.history = score, []
+        self.figure, self.next, self.handle = plt.figure(figsize=size), 0.0, None
+        plt.close(self.figure)  # the notebook shows it here, not once more at the end of the cell
+
+    def __enter__(self):
+        return self
+
+    def __call__(self, record: dict) -> None:
+        self.history.append(record)
+        if time.monotonic() >= self.next:
+            self.draw()
+
+    def __exit__(self, *error) -> None:
+        if self.history:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw what is known so far."""
+        from IPython.display import display  # only a notebook needs it
+
+        start = time.monotonic()
+        self.figure.clear()
+        learning_curve(self.figure.add_subplot(), self.history, self.score)
+        if self.handle is None:
+            self.handle = display(self.figure, display_id=True)
+        else:
+            self.handle.update(self.figure)
+        self.next = time.monotonic() + max(1.0, 50 * (time.monotonic() - start))
 
 
 def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:

@@ -17,13 +17,15 @@ import torch
 
 from ..card import code_hash, run_card
 from ..checks import one_of
+from ..data import load
 from ..paths import write_json
+from ..profiles import Profile
 from . import measure, peers
 from .loading import loading
 from .operations import OPERATIONS as COMPUTATIONS
 from .operations import Setting
 
-__all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "run"]
+__all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "of_profile", "run"]
 
 CODE = code_hash(f"import {__name__}")
 OPERATIONS = {**COMPUTATIONS, "loading": loading}
@@ -38,8 +40,24 @@ GROWTH = {
 }
 
 
+# Shape, and classes with background, of the data that may not be here.
+RELEASES = {"rafd": ((256, 256), 2), "oasis": ((160, 192, 224), 36)}
+RELEASED_TIME_STEPS = 12  # N of the released scripts, more than the paper's 8
+
+
+def of_profile(profile: Profile) -> tuple[Setting, tuple[int, ...]]:
+    """What a training step of a profile works on, whether its data are here or not; and its N, with that of the released scripts."""
+    if profile.data in RELEASES:
+        shape, labels = RELEASES[profile.data]
+    else:
+        data = load(profile.data, "train", profile.image_size or None)
+        shape, labels = data.shape, max(data.classes, 2)
+    shape = (profile.image_size,) * len(shape) if profile.image_size else shape
+    return Setting(shape, labels, profile.size, profile.time_steps, profile.batch), tuple(dict.fromkeys((profile.time_steps, RELEASED_TIME_STEPS)))
+
+
 def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, forms: tuple[str, ...] = (),
-        with_growth: bool = False, out: Path | None = None, progress: bool = True) -> dict:
+        with_growth: bool = False, out: Path | None = None, progress: bool = True, time_steps: tuple[int, ...] = ()) -> dict:
     """Measure operations and give, and write, rows of ``{op, variant, seconds, peak_mb, max_rel_diff, ...}``.
 
     Parameters
@@ -50,6 +68,7 @@ def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, f
     forms : only these variants, where an operation has them; default all.
     with_growth : also how the cost grows with voxels, labels and N.
     out : JSON file to write.
+    time_steps : several N, one after the other, instead of the setting's.
 
     Returns
     -------
@@ -67,7 +86,8 @@ def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, f
     start = time.time()
     machine, rows = measure.rates(setting.device), []
     for name in operations:
-        rows += compare(name, setting, repeats, forms, machine, progress)
+        for n in time_steps or (setting.time_steps,):
+            rows += compare(name, replace(setting, time_steps=n), repeats, forms, machine, progress)
     if not rows:
         raise ValueError(f"none of these operations has a variant {' or '.join(map(repr, forms))}")
     versions = {"python": platform.python_version(), "torch": torch.__version__, **peers.versions()}
@@ -75,6 +95,7 @@ def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, f
     if with_growth:
         result["growth"] = growth(setting, repeats, progress)
     settings = {"operations": operations, **asdict(setting), "repeats": repeats, "forms": forms, "with_growth": with_growth}
+    settings |= {"time_steps": list(time_steps)} if time_steps else {}
     result["card"] = run_card(settings, time.time() - start, setting.device, CODE)
     result = json.loads(json.dumps(result))  # as it will be read: tuples are lists
     if out is not None:
@@ -107,7 +128,7 @@ def compare(name: str, setting: Setting, repeats: int = 5, forms: tuple[str, ...
     peaks = {form: measure.peak_bytes(work, setting.device) / 2**20 for form, work in fitting.items()}
     return [{"op": name, "variant": form, "seconds": seconds.get(form), "peak_mb": peaks.get(form),
              "max_rel_diff": differences[form], "floor_seconds": None if "16" in form else floor,
-             "shape": list(setting.shape)} for form in chosen]
+             "shape": list(setting.shape), "time_steps": setting.time_steps} for form in chosen]
 
 
 def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[dict]:
