@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -44,13 +45,18 @@ def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_pa
     data_download.main()
     monkeypatch.setenv("TVF_RUNS", str(tmp_path / "runs"))
     profile = yaml.safe_load((ROOT / "notebooks" / "profiles" / f"paper_{name}.yaml").read_text())
-    cut = {"size": "tiny", "steps": 2, "batch": 1, "test_pairs": 2, "methods": "vm-2 tm tm-tvf", "data_root": str(tmp_path / "data")}
+    cut = {"size": "tiny", "steps": 2, "batch": 1, "test_pairs": 2, "validation_pairs": 2, "methods": "vm-2 tm-tvf-lddmm tm-tvf"}
     notebook = {"rafd": "03_train_faces", "oasis": "04_train_brains"}[name]
-    papermill.execute_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb", parameters=profile | cut,
-                               cwd=tmp_path, kernel_name="python3", progress_bar=False)
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{notebook}.ipynb"), "out.ipynb", "--no-progress-bar", "-k", "python3",
+               "-f", str(ROOT / "notebooks" / "profiles" / f"paper_{name}.yaml"), "-y", yaml.safe_dump(cut), "-p", "data_root", "data"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = json.loads((tmp_path / "runs" / name / "tm-tvf-lddmm" / "weights.json").read_text())["settings"]
+    assert (settings["steps"], settings["lr"], settings["flip"], settings["epoch_of"]) == (2, 1e-4, profile.get("flip", 0.0), profile["epoch_of"])
+    assert settings["network"]["integrator"] == "euler" and settings["constants"] == profile["constants"]["tm-tvf-lddmm"]
     written_split = profile.get("split", "test")
     written = evaluate.read_results(tmp_path / "runs" / "results", name, written_split)
-    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(("identity", "vm-2", "tm", "tm-tvf"), 2)
+    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(("identity", "vm-2", "tm-tvf-lddmm", "tm-tvf"), 2)
     assert {s["split"] for s in written.values()} == {written_split}
     assert all(s["card"]["settings"]["origin"] for s in written.values())
     notebook, table, metric = {"rafd": ("05_table1", "table1", "ssim"), "oasis": ("06_table2", "table2", "dice")}[name]
