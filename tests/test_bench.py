@@ -52,6 +52,7 @@ def test_a_step_of_a_profile_is_measured_for_its_n_and_the_released_one(tmp_path
     assert (setting.shape, setting.labels, setting.network, setting.batch, time_steps) == ((160, 192, 224), 36, "large", 1, (8, 12))
     setting, _ = bench.of_profile(profiles.read("paper_rafd"))
     assert (setting.shape, setting.network, setting.batch) == ((256, 256), "base", 32)
+    monkeypatch.setattr(measure, "rates", lambda device: {"bytes_per_second": 1e9, "flops_per_second": 1e9})  # it takes seconds
     out = tmp_path / "step.json"
     options = "train-step --profile paper_oasis --size 36 21 18 --network tiny --variants ours --repeats 1 --device cpu --out".split()
     monkeypatch.setattr(sys, "argv", ["tvf", "bench", *options, str(out)])

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from test_train import run
-from tvf_core import cli, data, run_folder, train
+from tvf_core import cli, data, interrupts, run_folder, train
 from tvf_core.methods import METHODS
 from tvf_core.paths import ROOT
 from tvf_core.profiles import Profile
-from tvf_core.history import read_history
+from tvf_core.history import History, read_history
 from tvf_core.run_folder import RunFolder, list_runs
 from tvf_core.sampling import PairSampler
 
@@ -318,16 +318,18 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(method, toy_data, tmp_path)
 
 
 def processes(count, *arguments):
+    """Start a module in one process, or in several of torchrun's."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "-m"] if count > 1 else ["-m"]
-    return subprocess.run([sys.executable, *launch, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen([sys.executable, *launch, *arguments], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("method", ["vm-2", "lapirn"])  # LapIRN's first steps leave two levels without gradients
 def test_two_processes_with_a_pair_each_train_as_one_with_two(method, tmp_path):
     for count in (1, 2):
-        done = processes(count, *command(tmp_path / str(count), "--batch", "2", "--auto-fit", method=method, steps=8)[2:])
-        assert done.returncode == 0, done.stderr[-2000:]
+        process = processes(count, *command(tmp_path / str(count), "--batch", "2", "--auto-fit", "--save-minutes", "0.005", method=method, steps=8)[2:])
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors[-2000:]
     one, two = (read_history(tmp_path / str(count)) for count in (1, 2))
     assert len(one) == len(two) == 8 and one[0]["loss"] != one[1]["loss"]
     for a, b in zip(one, two):
@@ -338,9 +340,19 @@ def test_two_processes_with_a_pair_each_train_as_one_with_two(method, tmp_path):
     assert card["settings"] == json.loads((tmp_path / "1" / "weights.json").read_text())["settings"]
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    done = processes(2, *command(tmp_path / "run")[2:])
-    assert done.returncode and "1 pairs cannot be shared evenly by 2 processes" in done.stderr
+def test_two_processes_stop_at_a_signal_together_and_one_may_go_on(tmp_path):
+    process = processes(2, *command(tmp_path, "--batch", "2", method="vm-2")[2:])
+    log = tmp_path / "history.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    step = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
+    assert f"SIGTERM after step {step} of {STEPS}" in errors and len(read_history(tmp_path)) == step
+    one = processes(1, *command(tmp_path, "--batch", "2", method="vm-2")[2:])
+    _, errors = one.communicate(timeout=200)
+    assert one.returncode == 0, errors[-2000:]
+    assert [r["step"] for r in read_history(tmp_path)] == list(range(STEPS))
 
 
 def test_runs_are_listed(toy_data, tmp_path, monkeypatch, capsys):
@@ -370,3 +382,66 @@ def test_tensorboard_has_the_records(toy_data, tmp_path):
     events.Reload()
     assert {"loss", "lncc", "diffusion", "grad_norm", "lr", "validation"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in card["history"]], rel=1e-5)
+
+
+def test_a_log_with_gaps_is_read_cut_and_told(tmp_path, capsys):
+    lines = [json.dumps({"step": k, "loss": k / 2}) for k in range(6)]
+    lines[2] = '{"step": 2, "lo'
+    (tmp_path / "history.jsonl").write_text("\n".join(lines) + '\n{"step": 6')
+    assert [r["step"] for r in read_history(tmp_path)] == [0, 1, 3, 4, 5]
+    with History(tmp_path, 5) as log:
+        log({"step": 5, "loss": math.inf})
+    assert "lacks 1 of the 5 steps" in capsys.readouterr().err
+    assert [(r["step"], r["loss"]) for r in read_history(tmp_path)] == [(0, 0), (1, 0.5), (3, 1.5), (4, 2), (5, pytest.approx(math.nan, nan_ok=True))]
+
+
+def test_a_card_or_a_recipe_that_cannot_be_read_loses_nothing(toy_data, tmp_path):
+    stopped(tmp_path, 4)
+    (tmp_path / "run.json").write_text("")
+    (tmp_path / "weights.json").write_text("")  # the machine went down when it was written
+    assert [entry["state"] for entry in list_runs(tmp_path)] == ["damaged"]
+    assert len(run("tm", "toy2d", 6, tmp_path)["history"]) == 6
+    (tmp_path / "weights.json").write_text("")
+    with pytest.raises(ValueError, match="weights.json is damaged.*resume 'new'"):
+        run("tm", "toy2d", 6, tmp_path)
+
+
+def test_a_read_error_does_not_count_as_damage(toy_data, tmp_path, monkeypatch):
+    stopped(tmp_path, 4)
+    for error in (OSError(107, "Transport endpoint is not connected"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "load", lambda *args, **kwargs: (_ for _ in ()).throw(error))
+            with pytest.raises((OSError, MemoryError)):
+                run("tm", "toy2d", 6, tmp_path)
+        assert (tmp_path / "state.pt").exists() and not (tmp_path / "state.damaged.pt").exists()
+
+
+def test_who_ignores_a_signal_goes_on_ignoring_it(toy_data, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        card = run("tm", "toy2d", 3, tmp_path, watch=lambda record: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(card["history"]) == 3
+
+
+def test_one_more_signal_is_delivered_at_once_but_an_echo_is_not(monkeypatch):
+    clock = [10.0]
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: clock[0])
+    with pytest.raises(KeyboardInterrupt, match="late"), interrupts.Interrupts() as stop:
+        signal.raise_signal(signal.SIGINT)
+        clock[0] += 1
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == signal.SIGINT
+        clock[0] += 5
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("late") from None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_is_shown_to_who_watches(toy_data, tmp_path):
+    first, seen = run("tm", "toy2d", 3, tmp_path), []
+    run("tm", "toy2d", 3, tmp_path, watch=seen.append)
+    assert seen == first["history"]

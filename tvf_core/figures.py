@@ -91,13 +91,11 @@ def jacobian_map(ax, determinant, title: str = "", axis: int = 1):
 
 def learning_curve(ax, history: list[dict], score: str) -> None:
     """Loss per step with a running mean, and the validation score on a second axis."""
-    loss = np.array([record["loss"] for record in history])
-    known, places = np.isfinite(loss), np.arange(len(loss))
-    loss = np.interp(places, places[known], loss[known]) if known.any() else np.zeros(len(loss))  # steps that were skipped
+    steps, loss = (np.array([r[key] for r in history if np.isfinite(r["loss"])]) for key in ("step", "loss"))  # without skipped ones
     width = max(1, len(loss) // 20)
-    smooth = np.convolve(loss, np.ones(width) / width, "valid")
-    ax.plot(loss, color="#cccccc", lw=0.8)
-    ax.plot(np.arange(len(smooth)) + width // 2, smooth, color="#d62728", label="loss")
+    smooth = np.convolve(loss, np.ones(width) / width, "valid") if len(loss) else loss
+    ax.plot(steps, loss, color="#cccccc", lw=0.8)
+    ax.plot(steps[width // 2 :][: len(smooth)], smooth, color="#d62728", label="loss")
     ax.set(xlabel="optimiser step", ylabel="loss (running mean in red)")
     validated = [(r["step"], r["validation"]) for r in history if "validation" in r]
     other = ax.twinx()

@@ -6,7 +6,10 @@ import contextlib
 import json
 import math
 import os
+import sys
 from pathlib import Path
+
+from tqdm import tqdm
 
 from .paths import write_then_rename
 
@@ -14,14 +17,16 @@ from .paths import write_then_rename
 class History:
     """The log of a run, a line of JSON per step, written as they come; opened for a run that has done ``steps`` steps.
 
-    Lines of later steps, from before a stop, are cut off, and so is what comes after a line that cannot be read (the machine went
-    down while it was written). Where a line cannot be written (a full disk), it is kept and written
+    Lines of later steps, from before a stop, are cut off, and lines that cannot be read (the machine went down while they were
+    written) left out. Where a line cannot be written (a full disk), it is kept and written
     with the next.
     """
 
     def __init__(self, folder: Path, steps: int):
         self.path = Path(folder) / "history.jsonl"
         known = [(json.dumps(_written(record)) + "\n").encode() for record in read_history(folder, steps)]
+        if len(known) < steps:
+            tqdm.write(f"{self.path} lacks {steps - len(known)} of the {steps} steps before this one", file=sys.stderr)
         with write_then_rename(self.path) as temporary:
             temporary.write_bytes(b"".join(known))
         self.file, self.good, self.pending = open(self.path, "ab"), sum(map(len, known)), b""
@@ -48,35 +53,34 @@ class History:
             raise
 
     def sync(self) -> None:
-        """Have the operating system bring what is written to the disk."""
+        """Bring what is written to the disk, where that is possible."""
         with contextlib.suppress(OSError):
+            self.flush()
             os.fsync(self.file.fileno())
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error) -> None:
-        """Write what is left and close; OSError where that is not possible."""
+        """Write what is left and close; where that is not possible, say so."""
         try:
             self.flush()
-        finally:
-            self.file.close()
+        except OSError as reason:
+            tqdm.write(f"the last {self.pending.count(10)} lines of {self.path} could not be written ({reason})", file=sys.stderr)
+        self.file.close()
 
 
 def read_history(folder: Path, steps: int | None = None) -> list[dict]:
-    """Records of a run's log, up to the first that cannot be read or is not of one of the first ``steps``; NaN where a number was not finite."""
+    """Records of a run's log, or of its first ``steps``; NaN where a number was not finite. Lines that cannot be read are left out."""
     path, records = Path(folder) / "history.jsonl", []
     if not path.exists():
         return records
     with open(path, "rb") as file:
         for line in file:
-            try:
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
                 record = json.loads(line)
-                if not line.endswith(b"\n") or (steps is not None and record["step"] >= steps):
-                    break
-                records.append({k: math.nan if v is None else v for k, v in record.items()})
-            except (ValueError, TypeError, KeyError, AttributeError):
-                break
+                if line.endswith(b"\n") and (steps is None or record["step"] < steps):
+                    records.append({k: math.nan if v is None else v for k, v in record.items()})
     return records
 
 
@@ -94,12 +98,14 @@ class TensorBoard:
         self.writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=steps)
 
     def __call__(self, record: dict) -> None:
-        for name, value in record.items():
-            if name not in ("step", "seconds", "skipped"):
-                self.writer.add_scalar(name, value, record["step"])
+        with contextlib.suppress(OSError):  # a full disk: the history has these numbers, too
+            for name, value in record.items():
+                if name not in ("step", "seconds", "skipped"):
+                    self.writer.add_scalar(name, value, record["step"])
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error) -> None:
-        self.writer.close()
+        with contextlib.suppress(OSError):
+            self.writer.close()

@@ -21,15 +21,20 @@ class Interrupts:
     def __enter__(self):
         self.number, self._first, self._before = 0, 0.0, {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            caught = [n for n in SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]  # who ignores one goes on doing so
+            self._before = {number: signal.signal(number, self._note) for number in caught}
         return self
+
+    def ask(self, number: int) -> None:
+        """Note a wish to stop, if none is noted yet."""
+        if not self.number:
+            self.number, self._first = number, time.monotonic()
 
     def _note(self, number, frame):
         if self.number and time.monotonic() - self._first > ONCE:
             self._restore()
             signal.raise_signal(number)
-        elif not self.number:
-            self.number, self._first = number, time.monotonic()
+        self.ask(number)
 
     def _restore(self):
         for number, handler in self._before.items():

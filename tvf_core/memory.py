@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,9 @@ import torch
 from .data import PairData
 from .profiles import Profile
 from .swin import recompute_activations
+
+
+WORDS = "out of memory"  # with which the advice begins
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -36,18 +39,18 @@ def advice(profile: Profile, share: int, recomputes: bool) -> str:
     if profile.precision in ("", "fp32"):
         ways.append("precision bf16 on a GPU")
     ways.append("smaller images or a smaller network (image_size, size)")
-    return f"out of memory with {share} pair{'s' * (share > 1)} at once{', recomputing' * profile.recompute}; try, in this order: {'; '.join(ways)}"
+    return f"{WORDS} with {share} pair{'s' * (share > 1)} at once{', recomputing' * profile.recompute}; try, in this order: {'; '.join(ways)}"
 
 
 @contextlib.contextmanager
-def explained(profile: Profile, share: int, recomputes: bool):
-    """Turn an error that says that memory was too little into a MemoryError with :func:`advice`."""
+def explained(arguments: Callable[[], tuple]):
+    """Turn an error that says that memory was too little into a MemoryError with :func:`advice` for these arguments, taken then."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryError(advice(profile, share, recomputes)) from None
+        raise (error if str(error).startswith(WORDS) else MemoryError(advice(*arguments()))) from None
 
 
 def settings(profile: Profile, share: int, recomputes: bool) -> Iterator[Profile]:
@@ -66,14 +69,14 @@ def fit(profile: Profile, processes: int, recomputes: bool, module: torch.nn.Mod
     """The first of :func:`settings` whose step fits into the memory of every process; MemoryError where none does.
 
     Each is tried with a forward and a backward pass of ``module``, an objective, on real pairs, while room for the optimiser's
-    moments is held; its gradients are thrown away. ``progress`` is the part of the training that is over: LapIRN needs most at its end.
+    moments, and for what processes exchange, is held; its gradients are thrown away. ``progress`` is the part of the training that is over: LapIRN needs most at its end.
     """
     share = profile.batch // processes // profile.accumulate
     for candidate in settings(profile, share, recomputes):
         recompute_activations(module, candidate.recompute)
         well = True
         try:
-            moments = [torch.zeros_like(p) for p in module.parameters() for _ in range(3)]
+            moments = [torch.zeros_like(p) for p in module.parameters() for _ in range(3 + (processes > 1))]
             pairs = data.batch([0] * (share * profile.accumulate // candidate.accumulate))
             module.train()
             with accelerator.autocast():

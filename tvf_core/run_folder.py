@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .history import read_history
+from .memory import is_out_of_memory
 from .paths import runs, write_json, write_then_rename
 
 
@@ -82,7 +83,12 @@ class RunFolder:
         """The card of a finished run with its history, or None."""
         if not self.card.exists():
             return None
-        card = json.loads(self.card.read_text())
+        try:
+            card = json.loads(self.card.read_text())
+        except json.JSONDecodeError:
+            if self.state.exists() or self.previous.exists():
+                return None  # the machine went down at the very end
+            raise ValueError(f"{self.card} is damaged; start again with resume 'new', which puts this run aside") from None
         self._same_recipe(card["settings"])
         return card | {"history": read_history(self.path), "weights": self.weights}
 
@@ -93,14 +99,17 @@ class RunFolder:
         """
         file = self.path / "run.json"
         if file.exists() and (self.state.exists() or self.previous.exists() or read_history(self.path)):
-            self._same_recipe(json.loads(file.read_text())["recipe"])
+            with contextlib.suppress(json.JSONDecodeError):  # a state says it, too
+                self._same_recipe(json.loads(file.read_text())["recipe"])
         damaged = []
         for file in (self.state, self.previous):
             if not file.exists():
                 continue
             try:
                 content = _read(file)
-            except (OSError, ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            except (ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                if is_out_of_memory(error):  # that, and a disk that is away, says nothing about the file
+                    raise
                 damaged.append(f"{file} is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
                 continue
             self._same_recipe(json.loads(content["recipe"]))
@@ -152,6 +161,9 @@ class RunFolder:
         """Write the card: the run is finished."""
         if self.writes:
             write_json(self.card, card)
+            for file in (self.weights, self.card):  # on the disk, before the states go
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
             for file in self.path.glob("state*.pt"):
                 file.unlink()
 

@@ -106,9 +106,12 @@ def train(method: str, profile: Profile, *, out: Path | None = None, resume: str
     if resume == "new" and (place := run.put_aside()):
         run.say(f"the run that was in {run.path} is now in {place}")
     if card := _from_main(accelerator, run.finished() if main else None):
+        for record in card["history"] if watch and main else ():
+            watch(record)
         return card
 
-    with run.locked(), Interrupts() as stop:
+    share, recomputes = profile.batch // processes // profile.accumulate, False
+    with run.locked(), Interrupts() as stop, memory.explained(lambda: (profile, share, recomputes)):
         torch.manual_seed(profile.seed)
         network = Model(config).network
         recomputes = recompute_activations(network, profile.recompute)
@@ -144,30 +147,32 @@ def train(method: str, profile: Profile, *, out: Path | None = None, resume: str
             cuts = [slice(first + part * share, first + (part + 1) * share) for part in range(parts)]
             return [(sampler(step * directions)[cut], sampler.flips(step * directions)[cut]) for cut in cuts]
 
-        def save(step):
+        def save(step, last=False):
             for log in logs[:1]:
                 log.sync()  # the state must not be ahead of the history
             well = run.save(step, {
                 "trained": plain.state_dict(), "optimizer": optimizer.state_dict(), "best": best, "best_weights": best_weights,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}, "seconds": spent + time.time() - start})
-            accelerator.wait_for_everyone()  # a launcher ends all processes when the first one goes
+            if last:  # a launcher ends all processes when the first one goes
+                accelerator.wait_for_everyone()
             return well
 
         run.begin({"processes": processes, "accumulate": parts, "recompute": profile.recompute, "device": str(device)})
-        if workers is None:  # of every process beside this one, too
-            workers = default_workers(device, 2 * share * math.prod(data.shape) * (1 + (data.labels is not None)))
-            workers = -(-workers // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        if workers is None:  # the other processes of this machine have theirs, too
+            together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            size = 2 * share * math.prod(data.shape) * (1 + (data.labels is not None))
+            workers = min(default_workers(device, together * size), max(1, (os.cpu_count() or 1) // together))
         loaded = batches(data, (pairs for step in range(begin, steps) for pairs, _ in mine(step)), device, workers)
         bar = tqdm(range(begin, steps), initial=begin, total=steps, desc=f"{method} on {profile.data}", unit="step",
                    disable=not (progress and main), mininterval=1.0)
         metric, every, in_a_row = "dice" if held_out.classes else "ssim", max(1, steps // profile.validations), 0
         reset_peak(device)
         start = saved = time.time()
-        with memory.explained(profile, share, recomputes), contextlib.closing(loaded), contextlib.ExitStack() as opened:
+        with contextlib.closing(loaded), contextlib.ExitStack() as opened:
             logs = [opened.enter_context(log(run.path, begin)) for log in (History, *([TensorBoard] * tensorboard))] if main else []
             followers = [*logs, watch] if watch and main else logs
             opened.enter_context(bar)
-            with not_for_children():
+            with not_for_children() if workers else contextlib.nullcontext():
                 batch = next(loaded)
             for step in bar:
                 torch.manual_seed(_seed(profile.seed, step, accelerator.process_index))
@@ -196,7 +201,7 @@ def train(method: str, profile: Profile, *, out: Path | None = None, resume: str
                 elif accelerator.scaler:
                     accelerator.scaler.update()  # or it refuses the next step
                 if (not finite and on_nonfinite == "stop") or in_a_row == IN_A_ROW:
-                    kept = save(step)
+                    kept = save(step, last=True)
                     raise FloatingPointError(_not_finite(record, [data.names[i] + " -> " + data.names[j] for i, j in sampler(step * directions)], kept, in_a_row))
                 if not finite:
                     record["skipped"] = True
@@ -214,9 +219,9 @@ def train(method: str, profile: Profile, *, out: Path | None = None, resume: str
                     follow(record)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in zip(terms, values)} | {f"best {metric}": f"{best:.4f}"}, refresh=False)
                 if done < steps and (stopping or time.time() - saved > 60 * save_minutes):
-                    kept, saved = save(done), time.time()
+                    kept, saved = save(done, last=stopping > 0), time.time()
                     if stopping:
-                        stop.number = stop.number or signal.SIGTERM  # another process was asked
+                        stop.ask(signal.SIGTERM)  # if another process was
                         break
         if stop.number and done < steps:
             run.say(f"{signal.Signals(stop.number).name} after step {done} of {steps}; the same command continues"
