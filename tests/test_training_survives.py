@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from test_train import run
-from tvf_core import cli, data, interrupts, run_folder, train
+from tvf_core import cli, data, interrupts, profiles, run_folder, train
 from tvf_core.methods import METHODS
 from tvf_core.paths import ROOT
 from tvf_core.profiles import Profile
@@ -27,8 +27,16 @@ from tvf_core.sampling import PairSampler
 STEPS = 30  # of the runs that are interrupted: enough to be met in the middle, however fast the machine is
 
 
-def command(out, *options, method="tm-tvf", profile="smoke_faces", steps=STEPS):
-    return [sys.executable, "-m", "tvf_core.cli", "train", "--method", method, "--profile", profile, "--steps", str(steps), "--out", str(out), *options]
+def command(out, *options, profile="smoke_faces"):
+    """``tvf train`` with the options given, else TM-TVF for some steps."""
+    given = {"--method": "tm-tvf", "--steps": str(STEPS)}
+    defaults = [word for name, value in given.items() if name not in options for word in (name, value)]
+    return [sys.executable, "-m", "tvf_core.cli", "train", "--profile", profile, "--out", str(out), *defaults, *options]
+
+
+def here(out, method="tm-tvf", steps=STEPS, **changes):
+    """What :func:`command` does, in this process."""
+    return train.train(method, profiles.read("smoke_faces").change(steps=steps, **changes), out=out, progress=False)
 
 
 def same_weights(one, other):
@@ -43,7 +51,7 @@ def losses(folder):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    assert subprocess.run(command(out), cwd=ROOT, capture_output=True).returncode == 0
+    here(out)
     return out
 
 
@@ -59,7 +67,7 @@ def test_killed_three_times_a_run_ends_with_the_weights_of_one_that_was_not(undi
         assert process.wait() == -signal.SIGKILL
         moments.append(RunFolder(cut, json.loads((cut / "run.json").read_text())["recipe"]).load()["step"])
     assert moments == sorted(set(moments)) and moments[-1] < STEPS, moments
-    assert subprocess.run(command(cut), cwd=ROOT, capture_output=True).returncode == 0
+    here(cut)
     assert same_weights(cut, undisturbed) and losses(cut) == losses(undisturbed)
     assert {f.name for f in cut.iterdir()} == {f.name for f in undisturbed.iterdir()}  # no states, no parts of files
 
@@ -81,7 +89,7 @@ def test_a_signal_saves_the_state_and_ends_the_run_as_it_always_would(number, un
     assert (entry["state"], entry["step"], entry["steps"]) == ("stopped", done, STEPS) and 2 <= done < STEPS
     assert torch.load(out / "state.pt", weights_only=True)["step"] == done  # not one step is done again
     if number == signal.SIGTERM:
-        assert subprocess.run(command(out), cwd=ROOT, capture_output=True).returncode == 0
+        here(out)
         assert same_weights(out, undisturbed)
 
 
@@ -261,7 +269,7 @@ cli.main()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_too_little_memory_ends_with_a_line_that_says_what_to_lower(tmp_path):
-    options = command(tmp_path / "run", "--batch", "64", profile="demo_faces", steps=2)[3:]
+    options = command(tmp_path / "run", "--batch", "64", "--steps", "2", profile="demo_faces")[3:]
     done = subprocess.run([sys.executable, "-c", STARVED, str(400 * 2**20), *options], cwd=ROOT, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
@@ -317,19 +325,19 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(method, toy_data, tmp_path)
     assert whole["settings"] == parts["settings"]  # so that one may continue the other
 
 
-def processes(count, *arguments):
-    """Start a module in one process, or in several of torchrun's."""
+def two_processes(*arguments):
+    """Start ``tvf train`` in two processes of torchrun's."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "-m"] if count > 1 else ["-m"]
-    return subprocess.Popen([sys.executable, *launch, *arguments], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command(*arguments)[1:]]
+    return subprocess.Popen([sys.executable, *launch], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("method", ["vm-2", "lapirn"])  # LapIRN's first steps leave two levels without gradients
 def test_two_processes_with_a_pair_each_train_as_one_with_two(method, tmp_path):
-    for count in (1, 2):
-        process = processes(count, *command(tmp_path / str(count), "--batch", "2", "--auto-fit", "--save-minutes", "0.005", method=method, steps=8)[2:])
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors[-2000:]
+    process = two_processes(tmp_path / "2", "--batch", "2", "--auto-fit", "--save-minutes", "0.005", "--method", method, "--steps", "8")
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors[-2000:]
+    here(tmp_path / "1", method, 8, batch=2)
     one, two = (read_history(tmp_path / str(count)) for count in (1, 2))
     assert len(one) == len(two) == 8 and one[0]["loss"] != one[1]["loss"]
     for a, b in zip(one, two):
@@ -341,7 +349,7 @@ def test_two_processes_with_a_pair_each_train_as_one_with_two(method, tmp_path):
 
 
 def test_two_processes_stop_at_a_signal_together_and_one_may_go_on(tmp_path):
-    process = processes(2, *command(tmp_path, "--batch", "2", method="vm-2")[2:])
+    process = two_processes(tmp_path, "--batch", "2", "--method", "vm-2")
     log = tmp_path / "history.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
         time.sleep(0.02)
@@ -349,9 +357,7 @@ def test_two_processes_stop_at_a_signal_together_and_one_may_go_on(tmp_path):
     _, errors = process.communicate(timeout=60)
     step = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
     assert f"SIGTERM after step {step} of {STEPS}" in errors and len(read_history(tmp_path)) == step
-    one = processes(1, *command(tmp_path, "--batch", "2", method="vm-2")[2:])
-    _, errors = one.communicate(timeout=200)
-    assert one.returncode == 0, errors[-2000:]
+    here(tmp_path, "vm-2", batch=2)
     assert [r["step"] for r in read_history(tmp_path)] == list(range(STEPS))
 
 

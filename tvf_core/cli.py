@@ -263,12 +263,12 @@ def bench(operation: Positional[Annotated[str, tyro.conf.arg(metavar="OPERATION"
     several = len({row["time_steps"] for row in result["rows"]}) > 1
     for row in result["rows"]:
         ours = next((r["seconds"] for r in result["rows"] if (r["op"], r["variant"], r["time_steps"]) == (row["op"], "ours", row["time_steps"])), None)
-        ours = ours or float("nan")
+        times = f"{row['seconds'] / ours:7.2f}" if ours and row["seconds"] is not None else f"{'-':>7}"
         form = row["variant"] + f", N = {row['time_steps']}" * several
         if row["seconds"] is None:
             print(f"{row['op']:11} {form:34} does not fit into the memory")
             continue
-        print(f"{row['op']:11} {form:34} {row['seconds']:9.4f} {row['seconds'] / ours:7.2f} {row['peak_mb']:9.1f} "
+        print(f"{row['op']:11} {form:34} {row['seconds']:9.4f} {times} {row['peak_mb']:9.1f} "
               + (f"{row['max_rel_diff']:10.1e}" if row["max_rel_diff"] is not None else f"{'-':>10}")
               + (f"   {row['floor_seconds']:.4f}" if row["floor_seconds"] is not None else "   -"))
     for row in result.get("growth", ()):
