@@ -62,7 +62,7 @@ def test_killed_three_times_a_run_ends_with_the_weights_of_one_that_was_not(undi
         process = subprocess.Popen(command(cut, "--save-minutes", "0"), cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
             time.sleep(0.01)  # until it has got further than the last time
-        time.sleep(random.uniform(0.0, 0.6))
+        time.sleep(random.uniform(0.0, 0.3))
         process.kill()
         assert process.wait() == -signal.SIGKILL
         moments.append(RunFolder(cut, json.loads((cut / "run.json").read_text())["recipe"]).load()["step"])
@@ -332,12 +332,12 @@ def two_processes(*arguments):
     return subprocess.Popen([sys.executable, *launch], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("method", ["vm-2", "lapirn"])  # LapIRN's first steps leave two levels without gradients
-def test_two_processes_with_a_pair_each_train_as_one_with_two(method, tmp_path):
-    process = two_processes(tmp_path / "2", "--batch", "2", "--auto-fit", "--save-minutes", "0.005", "--method", method, "--steps", "8")
+def test_two_processes_with_a_pair_each_train_as_one_with_two(tmp_path):
+    """LapIRN draws nothing, and its first steps leave two levels without gradients."""
+    process = two_processes(tmp_path / "2", "--batch", "2", "--auto-fit", "--save-minutes", "0.005", "--method", "lapirn", "--steps", "8")
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors[-2000:]
-    here(tmp_path / "1", method, 8, batch=2)
+    here(tmp_path / "1", "lapirn", 8, batch=2)
     one, two = (read_history(tmp_path / str(count)) for count in (1, 2))
     assert len(one) == len(two) == 8 and one[0]["loss"] != one[1]["loss"]
     for a, b in zip(one, two):
