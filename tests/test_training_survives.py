@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_the_last_state_good_and_the_log_whole(toy_data, tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     said = capfd.readouterr().err
-    assert "the state of step 3 could not be saved" in said and "of step 2, is as it was" in said
+    assert "the state of step 3 could not be saved in" in said and "of step 2, is as it was" in said
     assert [r["loss"] for r in full["history"]] == [r["loss"] for r in whole["history"]]
     assert same_weights(tmp_path / "full", tmp_path / "whole")
 

@@ -14,6 +14,7 @@ from .profiles import Profile
 from .swin import recompute_activations
 
 
+COPIES = 5  # of the weights, in the optimiser: three moments, and two for what it computes in between
 WORDS = "out of memory"  # with which the advice begins
 
 
@@ -68,25 +69,26 @@ def settings(profile: Profile, share: int, recomputes: bool) -> Iterator[Profile
 def fit(profile: Profile, processes: int, recomputes: bool, module: torch.nn.Module, data: PairData, accelerator, progress: float) -> Profile:
     """The first of :func:`settings` whose step fits into the memory of every process; MemoryError where none does.
 
-    Each is tried with a forward and a backward pass of ``module``, an objective, on real pairs, while room for the optimiser's
-    moments, and for what processes exchange, is held; its gradients are thrown away. ``progress`` is the part of the training that is over: LapIRN needs most at its end.
+    Each is tried with a forward and a backward pass of ``module``, an objective, on real pairs, while room is held for the next
+    batch, for the optimiser and for what processes exchange; its gradients are thrown away. ``progress`` is the part of the training that is over: LapIRN needs most at its end.
     """
     share = profile.batch // processes // profile.accumulate
     for candidate in settings(profile, share, recomputes):
         recompute_activations(module, candidate.recompute)
         well = True
         try:
-            moments = [torch.zeros_like(p) for p in module.parameters() for _ in range(3 + (processes > 1))]
-            pairs = data.batch([0] * (share * profile.accumulate // candidate.accumulate))
+            held = [torch.zeros_like(p) for p in module.parameters() for _ in range(COPIES + (processes > 1))]
+            for _ in range(2):  # the next batch is there before a step ends
+                held.append({k: v.to(accelerator.device) for k, v in data.batch([0] * (share * profile.accumulate // candidate.accumulate)).items()})
             module.train()
             with accelerator.autocast():
-                loss = sum(module({k: v.to(accelerator.device) for k, v in pairs.items()}, progress).values())
+                loss = sum(module(held[-1], progress).values())
             loss.backward()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             well = False
-        moments = pairs = loss = None
+        held = loss = None
         module.zero_grad(set_to_none=True)
         gc.collect()  # the error's traceback held the tensors of the step
         if torch.cuda.is_available():

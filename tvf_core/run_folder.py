@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import sys
 import time
 import zipfile
@@ -137,7 +138,8 @@ class RunFolder:
                     os.replace(self.state, self.previous)
         except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError, at times
             kept = "there is none yet" if self.saved_step is None else f"the last one, of step {self.saved_step}, is as it was"
-            self.say(f"the state of step {step} could not be saved ({str(error).splitlines()[0]}); {kept}")
+            why = str(error) if isinstance(error, OSError) else f"{shutil.disk_usage(self.path).free / 1e6:.0f} MB are free there"
+            self.say(f"the state of step {step} could not be saved in {self.path} ({why}); {kept}")
             return False
         self.saved_step = step
         return True
@@ -149,7 +151,7 @@ class RunFolder:
         try:
             write()
         except OSError as error:
-            self.say(f"{what} could not be written ({str(error).splitlines()[0]}); the training goes on")
+            self.say(f"{what} could not be written ({error}); the training goes on")
 
     def begin(self, execution: dict) -> None:
         """Write down what runs here, and how."""
