@@ -18,7 +18,6 @@ from test_train import run
 from tvf_core import cli, data, interrupts, profiles, run_folder, train
 from tvf_core.methods import METHODS
 from tvf_core.paths import ROOT
-from tvf_core.profiles import Profile
 from tvf_core.history import History, read_history
 from tvf_core.run_folder import RunFolder, list_runs
 from tvf_core.sampling import PairSampler

@@ -18,8 +18,7 @@ class History:
     """The log of a run, a line of JSON per step, written as they come; opened for a run that has done ``steps`` steps.
 
     Lines of later steps, from before a stop, are cut off, and lines that cannot be read (the machine went down while they were
-    written) left out. Where a line cannot be written (a full disk), it is kept and written
-    with the next.
+    written) left out. Where a line cannot be written (a full disk), it is kept and written with the next.
     """
 
     def __init__(self, folder: Path, steps: int):

@@ -13,7 +13,6 @@ from .data import PairData
 from .profiles import Profile
 from .swin import recompute_activations
 
-
 COPIES = 5  # of the weights, in the optimiser: three moments, and two for what it computes in between
 WORDS = "out of memory"  # with which the advice begins
 
@@ -70,7 +69,8 @@ def fit(profile: Profile, processes: int, recomputes: bool, module: torch.nn.Mod
     """The first of :func:`settings` whose step fits into the memory of every process; MemoryError where none does.
 
     Each is tried with a forward and a backward pass of ``module``, an objective, on real pairs, while room is held for the next
-    batch, for the optimiser and for what processes exchange; its gradients are thrown away. ``progress`` is the part of the training that is over: LapIRN needs most at its end.
+    batch, for the optimiser and for what processes exchange; its gradients are thrown away. ``progress`` is the part of the
+    training that is over: LapIRN needs most at its end.
     """
     share = profile.batch // processes // profile.accumulate
     for candidate in settings(profile, share, recomputes):

@@ -6,6 +6,7 @@
 | ``history.jsonl`` | a line per step: losses, norm of the gradient, learning rate, seconds, score where there was a validation |
 | ``state.pt``, ``state.previous.pt`` | everything that is needed to go on, of the last two times that it was saved |
 | ``weights.safetensors`` | the best weights so far |
+| ``state.damaged.pt`` | a state that could not be read, while the one before it was used |
 | ``weights.json`` | the run card; where it is, the run is finished, and the states are gone |
 """
 
@@ -186,8 +187,9 @@ def list_runs(folder: Path | None = None) -> list[dict]:
 
     Returns
     -------
-    Entries of ``run`` (its path in the folder), ``state`` (finished, running or stopped; damaged where it cannot be read, unfinished where it cannot be locked), ``step``, ``steps``, ``metric``,
-    ``best`` (validation score, NaN before the first), ``seconds`` and ``changed`` (time stamp).
+    Entries of ``run`` (its path in the folder), ``state`` (finished, running or stopped; damaged where it cannot be read, unfinished
+    where it cannot be locked), ``step``, ``steps``, ``metric``, ``best`` (validation score, NaN before the first), ``seconds`` and
+    ``changed`` (time stamp).
     """
     folder = Path(folder) if folder else runs()
     entries = []
