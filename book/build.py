@@ -26,8 +26,9 @@ SKIPPED_FOLDERS = {"_build", "runs", "__pycache__"}
 def project_files() -> list[Path]:
     """Files of the project relative to ROOT: what git tracks or would track, else all but hidden and built ones."""
     try:
-        listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT,
-                                 capture_output=True, check=True).stdout
+        listing = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         listing = b""
     names = os.fsdecode(listing).split("\0")
@@ -36,8 +37,11 @@ def project_files() -> list[Path]:
     files = []
     for folder, subfolders, names in os.walk(ROOT):
         here = Path(folder)
-        subfolders[:] = [s for s in subfolders if not s.startswith(".") and s not in SKIPPED_FOLDERS
-                         and not (here / s / "pyvenv.cfg").exists()]
+        subfolders[:] = [
+            s
+            for s in subfolders
+            if not s.startswith(".") and s not in SKIPPED_FOLDERS and not (here / s / "pyvenv.cfg").exists()
+        ]
         files += [(here / name).relative_to(ROOT) for name in names if not name.startswith(".")]
     return files
 
@@ -51,9 +55,14 @@ def stage() -> None:
     os.environ["PYTHONPATH"] = str(STAGE)
     os.environ["TVF_RUNS"] = str(STAGE / "runs")  # an empty folder: nothing computed earlier is found
     os.environ.setdefault("TVF_DATA", str(ROOT / "data"))  # prepared data sets stay where they are
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this interpreter, not one from the home folder
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = (
+        "1"  # the kernel of this interpreter, not one from the home folder
+    )
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a debugger's remark on stderr, of no use here
-    for name in ("MPLBACKEND", "PYTHONWARNINGS"):  # they would change the figures or the warnings of a notebook
+    for name in (
+        "MPLBACKEND",
+        "PYTHONWARNINGS",
+    ):  # they would change the figures or the warnings of a notebook
         os.environ.pop(name, None)
 
 
@@ -72,17 +81,27 @@ def execute(only: str) -> list[Path]:
         started = time.perf_counter()
         problem = None
         try:
-            papermill.execute_notebook(str(path), str(path), cwd=str(path.parent), kernel_name="python3",
-                                       progress_bar=sys.stderr.isatty(), log_output=False,
-                                       extra_arguments=["--log-level=50"])  # no kernel remarks about transport
+            papermill.execute_notebook(
+                str(path),
+                str(path),
+                cwd=str(path.parent),
+                kernel_name="python3",
+                progress_bar=sys.stderr.isatty(),
+                log_output=False,
+                extra_arguments=["--log-level=50"],
+            )  # no kernel remarks about transport
         except papermill.PapermillExecutionError as error:
             problem = f"In [{error.exec_count}]: {error.ename}: {error.evalue}".splitlines()[0]
         except (CellControlSignal, DeadKernelError) as error:
             problem = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"  {path.stem:<28}{time.perf_counter() - started:8.1f} s{'  FAILED' * bool(problem)}", flush=True)
+        print(
+            f"  {path.stem:<28}{time.perf_counter() - started:8.1f} s{'  FAILED' * bool(problem)}", flush=True
+        )
         if problem:
-            sys.exit(f"Error in notebooks/{path.name}, {problem}\n"
-                     f"The notebook up to the error, with the traceback: {path}")
+            sys.exit(
+                f"Error in notebooks/{path.name}, {problem}\n"
+                f"The notebook up to the error, with the traceback: {path}"
+            )
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata["card"] = cards.execution_card(notebook, time.perf_counter() - started)
         nbformat.write(notebook, path)
@@ -112,7 +131,9 @@ def fold_cards() -> None:
         stale = cards.fold(notebook, path.relative_to(STAGE).as_posix(), STAGE / "book" / "results")
         nbformat.write(notebook, path)
         if stale:
-            print(f"  {path.stem}: {stale} table{'s' * (stale > 1)} or figure{'s' * (stale > 1)} made by code that has changed since, marked as stale")
+            print(
+                f"  {path.stem}: {stale} table{'s' * (stale > 1)} or figure{'s' * (stale > 1)} made by code that has changed since, marked as stale"
+            )
 
 
 def make_pages() -> None:
@@ -121,8 +142,18 @@ def make_pages() -> None:
     fold_cards()
     output = BUILD / "pages"
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(STAGE),
-               "-n", "-W", "--keep-going", "--path-output", str(output)]
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(STAGE),
+        "-n",
+        "-W",
+        "--keep-going",
+        "--path-output",
+        str(output),
+    ]
     with LOG.open("w") as log:
         code = subprocess.run(command, cwd=STAGE, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
     pages = output / "_build" / "html"
@@ -130,7 +161,9 @@ def make_pages() -> None:
         lines = LOG.read_text(errors="replace").splitlines()
         remarks = [line for line in lines if "WARNING" in line or "ERROR" in line or "Error" in line]
         print(*(remarks or lines)[-20:], sep="\n", file=sys.stderr)
-        sys.exit(f"Error: the pages were not built; the whole log: {LOG}\nAn earlier {HTML}, if any, is as it was.")
+        sys.exit(
+            f"Error: the pages were not built; the whole log: {LOG}\nAn earlier {HTML}, if any, is as it was."
+        )
     old = BUILD / "html.old"
     shutil.rmtree(old, ignore_errors=True)
     if HTML.exists():
@@ -145,17 +178,26 @@ def recomputed() -> list[str]:
     lines = []
     for path in sorted((STAGE / "runs" / "results").glob("*/*.json")):
         result = json.loads(path.read_text())
-        metrics = [f"{name} {value['mean']:.3g} +- {value['std']:.2g}"
-                   for name, value in result.get("summary", {}).items() if "/" not in name]  # no "dice/<label>"
-        lines.append(f"  {result['dataset']}/{result['method']}: {result['n_pairs']} pairs; {', '.join(metrics[:4])}")
+        metrics = [
+            f"{name} {value['mean']:.3g} +- {value['std']:.2g}"
+            for name, value in result.get("summary", {}).items()
+            if "/" not in name
+        ]  # no "dice/<label>"
+        lines.append(
+            f"  {result['dataset']}/{result['method']}: {result['n_pairs']} pairs; {', '.join(metrics[:4])}"
+        )
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Execute the notebooks and build the book into _build/html.")
     parser.add_argument("--fast", action="store_true", help="use the stored outputs; execute nothing")
-    parser.add_argument("--only", default="", metavar="NN", help="execute only the notebooks whose name starts so")
-    parser.add_argument("--store", action="store_true", help="store the new outputs in notebooks/; build no pages")
+    parser.add_argument(
+        "--only", default="", metavar="NN", help="execute only the notebooks whose name starts so"
+    )
+    parser.add_argument(
+        "--store", action="store_true", help="store the new outputs in notebooks/; build no pages"
+    )
     options = parser.parse_args()
     if options.fast and (options.only or options.store):
         parser.error("--fast executes nothing; it goes with neither --only nor --store")

@@ -27,7 +27,9 @@ SHOWN = ("image/png", "text/markdown")
 def execution_card(notebook: NotebookNode, seconds: float) -> dict:
     """The card of a page that was just executed on this machine."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = "\n".join(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    settings = "\n".join(
+        cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
     return run_card({"parameters": settings}, seconds, device, _notebook_code(notebook))
 
 
@@ -41,8 +43,11 @@ def fold(notebook: NotebookNode, name: str, results: Path) -> int:
     for cell in notebook.cells:
         if cell.cell_type != "code" or not any(set(SHOWN) & set(o.get("data", ())) for o in cell.outputs):
             continue
-        old, body = (_stored(cell.metadata["results"], results) if "results" in cell.metadata
-                     else _executed(notebook, name))
+        old, body = (
+            _stored(cell.metadata["results"], results)
+            if "results" in cell.metadata
+            else _executed(notebook, name)
+        )
         mark = f" {STALE}" if old else ""
         html = f'<details class="run-card"><summary>Run card{mark}</summary>{body}</details>'
         cell.outputs.append(new_output("display_data", {"text/html": html}))
@@ -56,32 +61,62 @@ def _executed(notebook: NotebookNode, name: str) -> tuple[bool, str]:
     if card is None:
         return True, f"<p>Computed by {source}; when and by which code is not known.</p>"
     old = card["code"] != _notebook_code(notebook)
-    return old, (f"<p>Computed when the page was executed, by {source} (which is its source, with its numbers) and the modules that "
-                 f"it imports: code {_code(card['code'], old)}.</p>{_machine([card])}"
-                 f"<p>The whole page took {card['seconds']:.0f} s, with these parameters:</p>"
-                 f"<pre>{escape(card['settings']['parameters'])}</pre>")
+    return old, (
+        f"<p>Computed when the page was executed, by {source} (which is its source, with its numbers) and the modules that "
+        f"it imports: code {_code(card['code'], old)}.</p>{_machine([card])}"
+        f"<p>The whole page took {card['seconds']:.0f} s, with these parameters:</p>"
+        f"<pre>{escape(card['settings']['parameters'])}</pre>"
+    )
 
 
 def _stored(names: list[str], results: Path) -> tuple[bool, str]:
-    files = [f for name in names for f in ([results / name] if name.endswith(".json") else sorted((results / name).glob("*.json")))]
+    files = [
+        f
+        for name in names
+        for f in ([results / name] if name.endswith(".json") else sorted((results / name).glob("*.json")))
+    ]
     if not files or not all(f.is_file() for f in files):
         raise FileNotFoundError(f"a cell's metadata names results that are not in {results}: {names}")
     current, lines, cards = {}, [], []
     for file in files:
         name = file.relative_to(results).as_posix()
         content = json.loads(file.read_text("utf-8"))
-        card, module = content["card"], MAKERS.get(name.split("/")[0], "tvf_core.evaluate")
+        card, module = content["card"], MAKERS.get(name.split("/")[0], "tvf_core.evaluation.evaluate")
         cards.append(card)
         current.setdefault(module, _module_code(module))
         old = card["code"] != current[module]
-        lines.append((old, [_link(results, file, name), *_details(file, content, results), f"{card['seconds']:.0f}",
-                            f"{card['peak_mb']:.0f}" if "peak_mb" in card else "–", _code(card["code"], old)]))
-    header = ("file", "rows", "pairs", "data (hash)", "list of pairs (hash)", "weights (hash)", "weights: seed", "seconds", "peak MB", "code")
+        lines.append(
+            (
+                old,
+                [
+                    _link(results, file, name),
+                    *_details(file, content, results),
+                    f"{card['seconds']:.0f}",
+                    f"{card['peak_mb']:.0f}" if "peak_mb" in card else "–",
+                    _code(card["code"], old),
+                ],
+            )
+        )
+    header = (
+        "file",
+        "rows",
+        "pairs",
+        "data (hash)",
+        "list of pairs (hash)",
+        "weights (hash)",
+        "weights: seed",
+        "seconds",
+        "peak MB",
+        "code",
+    )
     table = "".join("<tr>" + "".join(f"<td>{x}</td>" for x in line) + "</tr>" for _, line in lines)
     ledger = _link(results, results.parent / "claims.yml", "claims.yml")
-    body = (f"<p>Drawn from these stored files: what was measured stands in one of them or is computed from their rows; what the paper "
-            f"says stands in {ledger}.</p>{_machine(cards)}<table><tr>"
-            + "".join(f"<th>{x}</th>" for x in header) + f"</tr>{table}</table>")
+    body = (
+        f"<p>Drawn from these stored files: what was measured stands in one of them or is computed from their rows; what the paper "
+        f"says stands in {ledger}.</p>{_machine(cards)}<table><tr>"
+        + "".join(f"<th>{x}</th>" for x in header)
+        + f"</tr>{table}</table>"
+    )
     return any(old for old, _ in lines), body
 
 
@@ -90,16 +125,21 @@ def _details(file: Path, content: dict, results: Path) -> list[str]:
     settings, rows = content["card"]["settings"], file.with_suffix(".csv")
     weights = results.parent / "weights" / content.get("dataset", "") / f"{content.get('method')}.json"
     hashed = settings.get("weights") or "–"
-    return [_link(results, rows, "csv") if rows.is_file() else "–", str(content.get("n_pairs", "–")),
-            *(settings.get(key, "–") for key in ("origin", "pairs")),
-            _link(results, weights, hashed) if hashed != "–" and weights.is_file() else hashed,
-            str(content.get("training", {}).get("seed", "–"))]
+    return [
+        _link(results, rows, "csv") if rows.is_file() else "–",
+        str(content.get("n_pairs", "–")),
+        *(settings.get(key, "–") for key in ("origin", "pairs")),
+        _link(results, weights, hashed) if hashed != "–" and weights.is_file() else hashed,
+        str(content.get("training", {}).get("seed", "–")),
+    ]
 
 
 def _machine(cards: list[dict]) -> str:
     """Device and versions, once for all cards that have the same."""
-    texts = dict.fromkeys(f"{c['device']}, {c['threads']} threads, Python {c['python']}, PyTorch {c['torch']}, tvf_core {c['tvf_core']}"
-                          for c in cards)
+    texts = dict.fromkeys(
+        f"{c['device']}, {c['threads']} threads, Python {c['python']}, PyTorch {c['torch']}, tvf_core {c['tvf_core']}"
+        for c in cards
+    )
     return f"<p>{escape('; '.join(texts))}</p>"
 
 
@@ -114,7 +154,9 @@ def _link(results: Path, target: Path, text: str) -> str:
 
 def _notebook_code(notebook: NotebookNode) -> str:
     lines = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").split("\n")
-    return code_hash("\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))  # without IPython's commands
+    return code_hash(
+        "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+    )  # without IPython's commands
 
 
 @functools.cache

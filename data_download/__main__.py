@@ -27,14 +27,19 @@ def before(folder: Path, split: str, progress: bool) -> str:
         pair = data.batch([k])
         moving, fixed = pair["moving_labels"], pair["fixed_labels"]
         scores.append(np.nanmean(metrics.dice(moving, fixed, moving, list(data.label_names))))
-    return (f"{split}: {len(data)} ordered pairs, mean Dice over {len(data.label_names)} structures before registration "
-            f"{np.mean(scores):.3f} ± {np.std(scores):.3f}")
+    return (
+        f"{split}: {len(data)} ordered pairs, mean Dice over {len(data.label_names)} structures before registration "
+        f"{np.mean(scores):.3f} ± {np.std(scores):.3f}"
+    )
 
 
 def counts(folder: Path) -> str:
     """Numbers of images and pairs of a prepared data set."""
     known = prepared.about(folder)
-    lines = {f.stem.removeprefix("pairs_"): sum(1 for _ in open(f, encoding="utf-8")) - 1 for f in folder.glob("pairs_*.csv")}
+    lines = {
+        f.stem.removeprefix("pairs_"): sum(1 for _ in open(f, encoding="utf-8")) - 1
+        for f in folder.glob("pairs_*.csv")
+    }
     pairs = "/".join(str(lines[split]) for split in ("train", "val", "test") if split in lines)
     return f"{len(known['names'])} images of {' x '.join(map(str, known['shape']))}; {pairs} ordered pairs ({'/'.join(s for s in ('train', 'val', 'test') if s in lines)})"
 
@@ -59,8 +64,15 @@ def get_oasis(options) -> None:
     _explain_or(oasis, options)
     folder = options.root / "oasis"
     if options.source:
-        _told(folder, lambda: oasis.prepare(options.source, options.root, options.partial, options.progress, options.workers))
-    print(f"{folder}: {counts(folder)}\n{oasis.subject_lists(folder)}\n{before(folder, 'val', options.progress)} (the challenge's release: about 0.57)")
+        _told(
+            folder,
+            lambda: oasis.prepare(
+                options.source, options.root, options.partial, options.progress, options.workers
+            ),
+        )
+    print(
+        f"{folder}: {counts(folder)}\n{oasis.subject_lists(folder)}\n{before(folder, 'val', options.progress)} (the challenge's release: about 0.57)"
+    )
 
 
 def get_rafd(options) -> None:
@@ -69,7 +81,9 @@ def get_rafd(options) -> None:
     folder = options.root / "rafd"
     if options.source:
         _told(folder, lambda: rafd.prepare(options.source, options.root, crop, options.progress))
-    print(f"{folder}: {counts(folder)}\nlook at {folder / 'preview.png'}: does the crop fit the faces? If not: --crop LEFT TOP SIDE")
+    print(
+        f"{folder}: {counts(folder)}\nlook at {folder / 'preview.png'}: does the crop fit the faces? If not: --crop LEFT TOP SIDE"
+    )
 
 
 def _told(folder: Path, prepare) -> None:
@@ -88,8 +102,10 @@ def _explain_or(module, options) -> None:
     folder = options.root / options.command
     if prepared.about(folder) is None:
         print(module.ACCESS)
-        sys.exit(f"{options.command} is not in {options.root} yet; once you have it: "
-                 f"python -m data_download {options.command} --source FOLDER_OR_ARCHIVE")
+        sys.exit(
+            f"{options.command} is not in {options.root} yet; once you have it: "
+            f"python -m data_download {options.command} --source FOLDER_OR_ARCHIVE"
+        )
     bad = prepared.damaged(folder)
     if bad:
         raise ValueError(f"{folder} is damaged ({', '.join(bad)}); prepare it again with --source")
@@ -99,35 +115,66 @@ def _explain_or(module, options) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     main = argparse.ArgumentParser(
-        prog="python -m data_download", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m data_download",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Get, check and prepare the data sets. A command that was stopped continues when it is given again;\n"
-                    "one that finds everything in its place only verifies it.",
+        "one that finds everything in its place only verifies it.",
         epilog=textwrap.dedent("""\
             environment:
               TVF_DATA         default of --root
-              TVF_DATA_MIRROR  take the files from this folder instead of the network"""))
+              TVF_DATA_MIRROR  take the files from this folder instead of the network"""),
+    )
     commands = main.add_subparsers(dest="command", required=True, metavar="{list,anatomies,oasis,rafd}")
 
     def command(name, run, text, description=""):
-        sub = commands.add_parser(name, help=text, description=description or text, formatter_class=argparse.RawDescriptionHelpFormatter)
-        sub.add_argument("--root", type=Path, default=data_root(), help="folder of the data sets (default: %(default)s)")
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=description or text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument(
+            "--root", type=Path, default=data_root(), help="folder of the data sets (default: %(default)s)"
+        )
         sub.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
         sub.set_defaults(run=run)
         return sub
 
     command("list", list_all, "every data set: size, terms, what it is for, whether it is here")
-    sub = command("anatomies", get_anatomies, "20 real anatomies as T1-like images (no permission needed; 32 MB)", anatomies.__doc__)
-    sub.add_argument("--spacing", type=float, default=2.5, help="of the voxels: 1, 2 or 2.5 mm (default: %(default)s)")
+    sub = command(
+        "anatomies",
+        get_anatomies,
+        "20 real anatomies as T1-like images (no permission needed; 32 MB)",
+        anatomies.__doc__,
+    )
+    sub.add_argument(
+        "--spacing", type=float, default=2.5, help="of the voxels: 1, 2 or 2.5 mm (default: %(default)s)"
+    )
     sub.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
-    sub = command("oasis", get_oasis, "OASIS, the paper's brains: Learn2Reg's, neurite's or TransMorph's release", oasis.ACCESS)
+    sub = command(
+        "oasis",
+        get_oasis,
+        "OASIS, the paper's brains: Learn2Reg's, neurite's or TransMorph's release",
+        oasis.ACCESS,
+    )
     sub.add_argument("--source", type=Path, help="folder or archive of one of the releases")
     sub.add_argument("--download", choices=["neurite"], help="fetch the neurite release (6.6 GB)")
     sub.add_argument("--accept-terms", action="store_true", help="you agree to the OASIS data use agreement")
     sub.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
-    sub.add_argument("--partial", action="store_true", help="accept fewer subjects or smaller volumes than the release has")
-    sub = command("rafd", get_rafd, "RaFD, the paper's faces: how to get it; prepare the originals", rafd.ACCESS)
+    sub.add_argument(
+        "--partial", action="store_true", help="accept fewer subjects or smaller volumes than the release has"
+    )
+    sub = command(
+        "rafd", get_rafd, "RaFD, the paper's faces: how to get it; prepare the originals", rafd.ACCESS
+    )
     sub.add_argument("--source", type=Path, help="folder or archive of the original photographs")
-    sub.add_argument("--crop", type=int, nargs=3, metavar=("LEFT", "TOP", "SIDE"), help="square to keep, in pixels of the originals")
+    sub.add_argument(
+        "--crop",
+        type=int,
+        nargs=3,
+        metavar=("LEFT", "TOP", "SIDE"),
+        help="square to keep, in pixels of the originals",
+    )
     return main
 
 

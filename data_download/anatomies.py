@@ -28,9 +28,38 @@ _HERE = Path(__file__).parent
 SUBJECTS = range(1, 21)
 
 # FreeSurfer's number of a structure -> its number in OASIS (left ones; right ones are derived), mean in a T1 image.
-_LEFT = {2: (1, 0.80), 3: (2, 0.53), 4: (3, 0.13), 5: (4, 0.14), 7: (5, 0.77), 8: (6, 0.51), 10: (7, 0.65), 11: (8, 0.54),
-         12: (9, 0.59), 13: (10, 0.70), 17: (14, 0.54), 18: (15, 0.52), 26: (16, 0.53), 28: (17, 0.68)}
-_RIGHT = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 26: 58, 28: 60}
+_LEFT = {
+    2: (1, 0.80),
+    3: (2, 0.53),
+    4: (3, 0.13),
+    5: (4, 0.14),
+    7: (5, 0.77),
+    8: (6, 0.51),
+    10: (7, 0.65),
+    11: (8, 0.54),
+    12: (9, 0.59),
+    13: (10, 0.70),
+    17: (14, 0.54),
+    18: (15, 0.52),
+    26: (16, 0.53),
+    28: (17, 0.68),
+}
+_RIGHT = {
+    2: 41,
+    3: 42,
+    4: 43,
+    5: 44,
+    7: 46,
+    8: 47,
+    10: 49,
+    11: 50,
+    12: 51,
+    13: 52,
+    17: 53,
+    18: 54,
+    26: 58,
+    28: 60,
+}
 _MIDDLE = {14: (11, 0.14), 15: (12, 0.16), 16: (13, 0.71)}
 # Parts that the maps tell apart and OASIS does not: painted in a tone of their own, labelled as what holds them.
 # Choroid plexus lies in the ventricles, white matter lesions in white matter.
@@ -62,8 +91,10 @@ LABELS = {int(k): OASIS_LABELS[int(k)] for k in np.unique(_tables()[0]) if k}
 def remotes() -> list[Remote]:
     """The twenty files with their published places and our hashes of them."""
     lines = (_HERE / "anatomies.sha256").read_text().splitlines()
-    return [Remote(name, _URL + name, f"sha256:{digest}", f"synthseg/{name}", int(size))
-            for digest, size, name in map(str.split, lines)]
+    return [
+        Remote(name, _URL + name, f"sha256:{digest}", f"synthseg/{name}", int(size))
+        for digest, size, name in map(str.split, lines)
+    ]
 
 
 def splits() -> dict[str, list[int]]:
@@ -99,7 +130,9 @@ def centroids(file: Path) -> np.ndarray:
     found = labels[where]
     count = np.bincount(found, minlength=64)[list(LABELS)]
     if not count.all():
-        raise ValueError(f"{file.name}: has no {OASIS_LABELS[list(LABELS)[int(np.argmin(count))]]}; is it one of the twenty maps?")
+        raise ValueError(
+            f"{file.name}: has no {OASIS_LABELS[list(LABELS)[int(np.argmin(count))]]}; is it one of the twenty maps?"
+        )
     middle = np.stack([np.bincount(found, axis, minlength=64)[list(LABELS)] / count for axis in where], 1)
     return middle @ affine[:3, :3].T + affine[:3, 3]
 
@@ -120,7 +153,9 @@ def grid(spacing: float) -> np.ndarray:
     return affine
 
 
-def paint(numbers: np.ndarray, spacing: float, to_map: np.ndarray, subject: int) -> tuple[np.ndarray, np.ndarray]:
+def paint(
+    numbers: np.ndarray, spacing: float, to_map: np.ndarray, subject: int
+) -> tuple[np.ndarray, np.ndarray]:
     """T1-like image, float32 in [0, 1] and 0 outside the brain, and labels, uint8, on the common grid.
 
     Parameters
@@ -132,7 +167,9 @@ def paint(numbers: np.ndarray, spacing: float, to_map: np.ndarray, subject: int)
     """
     rng = np.random.default_rng([_SEED, subject])
     labels, means = _tables()
-    means = means + rng.normal(0, 0.02, means.shape).astype(np.float32)  # tissue differs from person to person
+    means = means + rng.normal(0, 0.02, means.shape).astype(
+        np.float32
+    )  # tissue differs from person to person
     brain = ndi.binary_closing(labels[numbers] > 0, iterations=3)
     image = means[numbers]
     image = np.where(np.isnan(image), _FLUID, image)
@@ -143,11 +180,15 @@ def paint(numbers: np.ndarray, spacing: float, to_map: np.ndarray, subject: int)
     image = ndi.affine_transform(image, matrix, offset, shape, order=1)
     inside = ndi.affine_transform(brain.astype(np.float32), matrix, offset, shape, order=1) > 0.5
     labels = ndi.affine_transform(labels[numbers], matrix, offset, shape, order=0)
-    bias = ndi.zoom(rng.standard_normal((4, 4, 4)), np.array(shape) / 4, order=3, mode="nearest", grid_mode=True)
+    bias = ndi.zoom(
+        rng.standard_normal((4, 4, 4)), np.array(shape) / 4, order=3, mode="nearest", grid_mode=True
+    )
     image = image ** rng.uniform(0.85, 1.2) * (1 + 0.1 * bias / np.abs(bias).max())
     noise = rng.normal(0, 0.02, (2, *shape))
     image = np.hypot(image + noise[0], noise[1])  # Rician, as in magnitude images
-    return np.where(inside, np.clip(image, 0, 1), 0).astype(np.float32), np.where(inside, labels, 0).astype(np.uint8)
+    return np.where(inside, np.clip(image, 0, 1), 0).astype(np.float32), np.where(inside, labels, 0).astype(
+        np.uint8
+    )
 
 
 def _smooth_noise(rng: np.random.Generator, shape, sigma: float) -> np.ndarray:
@@ -163,13 +204,21 @@ def _make(building: Building, sources: Path, spacing: float, job: tuple[int, np.
     image = np.round(255 * image).astype(np.uint8)
     with full_disk(building.part):
         for kind, array in (("image", image), ("labels", labels)):
-            nib.save(nib.Nifti1Image(array, grid(spacing)), building.part / "nifti" / f"{_name(subject)}_{kind}.nii.gz")
+            nib.save(
+                nib.Nifti1Image(array, grid(spacing)),
+                building.part / "nifti" / f"{_name(subject)}_{kind}.nii.gz",
+            )
     building.put(subject - 1, image, labels)
 
 
 def recipe(spacing: float) -> dict:
     """Everything that decides how the anatomies of a spacing look."""
-    return {"maps": COMMIT, "spacing_mm": spacing, "code": code_hash(sys.modules[__name__]), "splits": splits()}
+    return {
+        "maps": COMMIT,
+        "spacing_mm": spacing,
+        "code": code_hash(sys.modules[__name__]),
+        "splits": splits(),
+    }
 
 
 def folder(root: Path, spacing: float) -> Path:
@@ -190,7 +239,9 @@ def prepare(root: Path, spacing: float = 2.5, workers: int = 0, progress: bool =
         raise ValueError(f"spacing: expected {', '.join(f'{s:g}' for s in GRIDS)} mm, got {spacing:g}")
     root = Path(root)
     sources, target = root / "anatomies" / "label_maps", folder(root, spacing)
-    if ready(target, recipe(spacing)):  # first: what is ready needs neither the maps nor a folder that can be written
+    if ready(
+        target, recipe(spacing)
+    ):  # first: what is ready needs neither the maps nor a folder that can be written
         return target, "already there and verified"
     with only_one(root / "anatomies"):
         files, new = fetch(remotes(), sources, progress)
@@ -198,15 +249,33 @@ def prepare(root: Path, spacing: float = 2.5, workers: int = 0, progress: bool =
         # Where the structures of the training subjects lie on average; test subjects do not shape the space.
         goal = np.mean([middles[s] - middles[s].mean(0) for s in splits()["train"]], 0)
         affines = {s: align(middles[s], goal) for s in SUBJECTS}
-        building = Building(target, recipe(spacing), [_name(s) for s in SUBJECTS], GRIDS[spacing], len(SUBJECTS))
+        building = Building(
+            target, recipe(spacing), [_name(s) for s in SUBJECTS], GRIDS[spacing], len(SUBJECTS)
+        )
         with full_disk(building.part):
             (building.part / "nifti").mkdir(exist_ok=True)
         jobs = [(k + 1, affines[k + 1]) for k in building.missing()]
-        each(partial(_make, building, sources, spacing), jobs, f"painting at {spacing:g} mm", workers, progress)
-        pairs = {split: [(_name(m), _name(f)) for m in subjects for f in subjects if m != f] for split, subjects in splits().items()}
+        each(
+            partial(_make, building, sources, spacing), jobs, f"painting at {spacing:g} mm", workers, progress
+        )
+        pairs = {
+            split: [(_name(m), _name(f)) for m in subjects for f in subjects if m != f]
+            for split, subjects in splits().items()
+        }
         building.finish(
-            "anatomies", f"anatomies --spacing {spacing:g}", pairs, LABELS, spacing_mm=spacing, axes="LIA", affine=grid(spacing).tolist(),
-            source=f"label maps of github.com/BBillot/SynthSeg at {COMMIT}", terms="Apache-2.0",
+            "anatomies",
+            f"anatomies --spacing {spacing:g}",
+            pairs,
+            LABELS,
+            spacing_mm=spacing,
+            axes="LIA",
+            affine=grid(spacing).tolist(),
+            source=f"label maps of github.com/BBillot/SynthSeg at {COMMIT}",
+            terms="Apache-2.0",
             middles_mm={str(k): np.round(middle, 2).tolist() for k, middle in zip(LABELS, goal)},
-            native_to_common_mm={_name(s): np.round(a, 6).tolist() for s, a in affines.items()})
-        return target, f"{new} label maps fetched, {len(files) - new} were there; {len(jobs)} of {len(files)} anatomies painted"
+            native_to_common_mm={_name(s): np.round(a, 6).tolist() for s, a in affines.items()},
+        )
+        return (
+            target,
+            f"{new} label maps fetched, {len(files) - new} were there; {len(jobs)} of {len(files)} anatomies painted",
+        )

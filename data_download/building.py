@@ -40,7 +40,9 @@ class Building:
     labelled : how many images, from the first, have labels.
     """
 
-    def __init__(self, folder: Path, recipe: dict, names: list[str], shape: tuple[int, ...], labelled: int = 0):
+    def __init__(
+        self, folder: Path, recipe: dict, names: list[str], shape: tuple[int, ...], labelled: int = 0
+    ):
         self.folder, self.part = Path(folder), Path(folder).with_name(f".{Path(folder).name}.part")
         self.recipe, self.names, self.shape, self.labelled = recipe, list(names), tuple(shape), labelled
         self._voxels = int(np.prod(shape))
@@ -57,7 +59,8 @@ class Building:
                     if count:
                         with open(self.part / name, "wb") as out:
                             np.lib.format.write_array_header_1_0(
-                                out, {"descr": "|u1", "fortran_order": False, "shape": (count, *self.shape)})
+                                out, {"descr": "|u1", "fortran_order": False, "shape": (count, *self.shape)}
+                            )
                 (self.part / _DONE).write_bytes(bytes(len(names)))
                 write_json(file, mine)
 
@@ -75,7 +78,9 @@ class Building:
             for name, array in ((prepared.IMAGES, image), (prepared.LABELS, labels)):
                 if array is not None:
                     if array.shape != self.shape:
-                        raise ValueError(f"{self.names[index]}: expected shape {self.shape}, got {array.shape}")
+                        raise ValueError(
+                            f"{self.names[index]}: expected shape {self.shape}, got {array.shape}"
+                        )
                     self._write(name, index * self._voxels, np.ascontiguousarray(array, np.uint8))
             with open(self.part / _DONE, "r+b") as file:
                 file.seek(index)
@@ -90,8 +95,14 @@ class Building:
             file.flush()
             os.fsync(file.fileno())
 
-    def finish(self, name: str, command: str, pairs: dict[str, list[tuple[str, str]]], label_names: dict[int, str] | None = None,
-               **about) -> None:
+    def finish(
+        self,
+        name: str,
+        command: str,
+        pairs: dict[str, list[tuple[str, str]]],
+        label_names: dict[int, str] | None = None,
+        **about,
+    ) -> None:
         """Add the lists of pairs and ``dataset.json``, and put the data set in its place.
 
         Parameters
@@ -108,15 +119,31 @@ class Building:
             for split, listing in pairs.items():
                 unknown = {n for pair in listing for n in pair} - set(self.names)
                 if unknown:
-                    raise ValueError(f"{name}: the pairs of {split} name unknown images: {', '.join(sorted(unknown)[:5])}")
+                    raise ValueError(
+                        f"{name}: the pairs of {split} name unknown images: {', '.join(sorted(unknown)[:5])}"
+                    )
                 with open(self.part / prepared.pairs_file(split), "w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerows([("moving", "fixed"), *listing])
-            files = sorted(f for f in self.part.rglob("*")
-                           if f.is_file() and f.name not in (_DONE, _RECIPE, prepared.ABOUT) and not f.name.startswith("."))
-            write_json(self.part / prepared.ABOUT, {
-                "name": name, "command": command, **about, "shape": list(self.shape), "names": self.names,
-                "label_names": {str(k): v for k, v in (label_names or {}).items()}, "recipe": self.recipe,
-                "sha256": {f.relative_to(self.part).as_posix(): sha256(f) for f in files}})
+            files = sorted(
+                f
+                for f in self.part.rglob("*")
+                if f.is_file()
+                and f.name not in (_DONE, _RECIPE, prepared.ABOUT)
+                and not f.name.startswith(".")
+            )
+            write_json(
+                self.part / prepared.ABOUT,
+                {
+                    "name": name,
+                    "command": command,
+                    **about,
+                    "shape": list(self.shape),
+                    "names": self.names,
+                    "label_names": {str(k): v for k, v in (label_names or {}).items()},
+                    "recipe": self.recipe,
+                    "sha256": {f.relative_to(self.part).as_posix(): sha256(f) for f in files},
+                },
+            )
         old = self.folder.with_name(f".{self.folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():

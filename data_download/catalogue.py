@@ -23,17 +23,49 @@ class Entry:
 
 
 ENTRIES = [
-    Entry("demo_faces", "67 drawn subjects x 8 expressions", "Table 1 anywhere", "embedded", "part of this package (MIT)",
-          "generated at first use"),
-    Entry("demo_brains", "the MNI152 template under 50 known diffeomorphisms", "Table 2 anywhere", "embedded",
-          "made from the ICBM 152 template that ships with nilearn", "generated at first use"),
-    Entry("anatomies", "20 real anatomies with painted T1-like intensities", "Table 2 on real anatomical variability",
-          "32 MB to fetch, 15 MB prepared (1 mm: 300 MB)", "Apache-2.0 (label maps of BBillot/SynthSeg)", "python -m data_download anatomies",
-          ("anatomies/2.5mm", "anatomies/2mm", "anatomies/1mm")),
-    Entry("rafd", "Radboud Faces Database, 536 photographs", "the paper's Table 1", "35 MB prepared",
-          "on request to researchers, no redistribution", "python -m data_download rafd --help", ("rafd",)),
-    Entry("oasis", "OASIS brains as in Learn2Reg, 414 labelled scans", "the paper's Table 2", "6.6 GB to fetch, as much unpacked, 5.7 GB prepared",
-          "OASIS data use agreement", "python -m data_download oasis --help", ("oasis",)),
+    Entry(
+        "demo_faces",
+        "67 drawn subjects x 8 expressions",
+        "Table 1 anywhere",
+        "embedded",
+        "part of this package (MIT)",
+        "generated at first use",
+    ),
+    Entry(
+        "demo_brains",
+        "the MNI152 template under 50 known diffeomorphisms",
+        "Table 2 anywhere",
+        "embedded",
+        "made from the ICBM 152 template that ships with nilearn",
+        "generated at first use",
+    ),
+    Entry(
+        "anatomies",
+        "20 real anatomies with painted T1-like intensities",
+        "Table 2 on real anatomical variability",
+        "32 MB to fetch, 15 MB prepared (1 mm: 300 MB)",
+        "Apache-2.0 (label maps of BBillot/SynthSeg)",
+        "python -m data_download anatomies",
+        ("anatomies/2.5mm", "anatomies/2mm", "anatomies/1mm"),
+    ),
+    Entry(
+        "rafd",
+        "Radboud Faces Database, 536 photographs",
+        "the paper's Table 1",
+        "35 MB prepared",
+        "on request to researchers, no redistribution",
+        "python -m data_download rafd --help",
+        ("rafd",),
+    ),
+    Entry(
+        "oasis",
+        "OASIS brains as in Learn2Reg, 414 labelled scans",
+        "the paper's Table 2",
+        "6.6 GB to fetch, as much unpacked, 5.7 GB prepared",
+        "OASIS data use agreement",
+        "python -m data_download oasis --help",
+        ("oasis",),
+    ),
 ]
 
 
@@ -59,6 +91,13 @@ def table(root: Path) -> str:
     for entry in ENTRIES:
         here = states(entry, root) or [f"not here yet: {entry.get}" if entry.folders else entry.get]
         lines += [f"{entry.name:12s} {entry.title}"]
-        lines += [f"{'':12s} {key + ':':7s} {value}" for key, value in
-                  [("for", entry.purpose), ("size", entry.size), ("terms", entry.terms), *[("state", s) for s in here]]]
+        lines += [
+            f"{'':12s} {key + ':':7s} {value}"
+            for key, value in [
+                ("for", entry.purpose),
+                ("size", entry.size),
+                ("terms", entry.terms),
+                *[("state", s) for s in here],
+            ]
+        ]
     return "\n".join(lines)

@@ -18,9 +18,9 @@ import urllib3
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-CHUNK = 1 << 16         # bytes that a broken connection may cost
-WAITS = (1, 4, 10)      # seconds before each new attempt after a broken connection
-TIMEOUT = (15, 60)      # seconds to connect, and between two packets
+CHUNK = 1 << 16  # bytes that a broken connection may cost
+WAITS = (1, 4, 10)  # seconds before each new attempt after a broken connection
+TIMEOUT = (15, 60)  # seconds to connect, and between two packets
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOCKS: dict[Path, FileLock] = {}
 
@@ -29,10 +29,10 @@ _LOCKS: dict[Path, FileLock] = {}
 class Remote:
     """One file: where it is from and what it must be."""
 
-    name: str      # file name in the target folder
+    name: str  # file name in the target folder
     url: str
-    hash: str      # "sha256:<hex>" or "md5:<hex>"
-    mirror: str    # path below the folder that TVF_DATA_MIRROR names
+    hash: str  # "sha256:<hex>" or "md5:<hex>"
+    mirror: str  # path below the folder that TVF_DATA_MIRROR names
     size: int = 0  # bytes if known, else 0
 
 
@@ -48,8 +48,16 @@ def fetch(remotes: Sequence[Remote], folder: Path, progress: bool = True) -> tup
         The files in the order of ``remotes``, and how many of them were not there before.
     """
     sizes = [remote.size for remote in remotes]
-    with only_one(folder), tqdm(total=sum(sizes) if all(sizes) else None, unit="B", unit_scale=True, desc=Path(folder).name,
-                                disable=not progress) as bar:
+    with (
+        only_one(folder),
+        tqdm(
+            total=sum(sizes) if all(sizes) else None,
+            unit="B",
+            unit_scale=True,
+            desc=Path(folder).name,
+            disable=not progress,
+        ) as bar,
+    ):
         missing = []
         for remote in remotes:
             path = folder / remote.name
@@ -59,7 +67,9 @@ def fetch(remotes: Sequence[Remote], folder: Path, progress: bool = True) -> tup
                 bar.update(_size(path))
             else:
                 missing.append(remote)
-                tqdm.write(f"{path} is damaged (its hash is not {remote.hash}): fetched anew", file=sys.stderr)
+                tqdm.write(
+                    f"{path} is damaged (its hash is not {remote.hash}): fetched anew", file=sys.stderr
+                )
         check_space(folder, sum(max(r.size - _size(_part(folder, r)), 0) for r in missing))
         for k, remote in enumerate(missing):
             with full_disk(folder, sum(r.size for r in missing[k:])):
@@ -99,8 +109,10 @@ def check_space(folder: Path, needed: int) -> None:
     """OSError before any work where ``needed`` bytes do not fit on the disk of ``folder``."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"the disk at {folder} is too full: {_mb(needed)} MB are needed, {free // 10**6} MB are free; "
-                      "free some or choose another --root")
+        raise OSError(
+            f"the disk at {folder} is too full: {_mb(needed)} MB are needed, {free // 10**6} MB are free; "
+            "free some or choose another --root"
+        )
 
 
 def _mb(size: int) -> int:
@@ -146,16 +158,20 @@ def _bring(remote: Remote, folder: Path, bar: tqdm) -> None:
         part.unlink()
         if not begun:
             break
-    told = f"{remote.name}: expected {remote.hash}, got {found[:len(found.split(':')[0]) + 9]}...;"
+    told = f"{remote.name}: expected {remote.hash}, got {found[: len(found.split(':')[0]) + 9]}...;"
     if mirror:
         copy = Path(mirror) / remote.mirror
-        raise ValueError(f"{told} the copy {copy} is damaged: replace it, or unset TVF_DATA_MIRROR to download")
+        raise ValueError(
+            f"{told} the copy {copy} is damaged: replace it, or unset TVF_DATA_MIRROR to download"
+        )
     raise ValueError(f"{told} try again; if it stays so, the publisher changed {remote.url}")
 
 
 def _copy(source: Path, part: Path, bar: tqdm) -> None:
     if not source.is_file():
-        raise FileNotFoundError(f"{source} is missing in the mirror: put it there, or unset TVF_DATA_MIRROR to download")
+        raise FileNotFoundError(
+            f"{source} is missing in the mirror: put it there, or unset TVF_DATA_MIRROR to download"
+        )
     with open(source, "rb") as there, open(part, "ab") as here:
         there.seek(here.tell())
         while chunk := there.read(CHUNK):
@@ -181,7 +197,9 @@ def _download(url: str, part: Path, bar: tqdm) -> None:
                     for chunk in answer.raw.stream(CHUNK, decode_content=False):  # a .gz stays one
                         file.write(chunk)
                         bar.update(len(chunk))
-                    if file.tell() < begun + int(answer.headers.get("Content-Length", 0)):  # urllib3 1 does not tell
+                    if file.tell() < begun + int(
+                        answer.headers.get("Content-Length", 0)
+                    ):  # urllib3 1 does not tell
                         raise requests.ConnectionError
             return
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
@@ -190,6 +208,10 @@ def _download(url: str, part: Path, bar: tqdm) -> None:
             wait, answer = next(waits), getattr(error, "response", None)
             status = answer.status_code if answer is not None else 0
             if wait is None or 400 <= status < 500 and status not in (408, 429):
-                why = f"the server answers {status} {answer.reason}" if status else f"no connection ({type(error).__name__})"
+                why = (
+                    f"the server answers {status} {answer.reason}"
+                    if status
+                    else f"no connection ({type(error).__name__})"
+                )
                 raise OSError(f"{url}: {why}; the same command continues with what is there") from None
             time.sleep(wait)

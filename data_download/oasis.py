@@ -39,11 +39,18 @@ Any of these releases will do; name its folder (or a folder above it, or the arc
   TransMorph  the pickles handed out in the repository TransMorph_Transformer_for_Medical_Image_Registration, 1.3 GB
 """
 
-NEURITE = Remote("neurite-oasis.v1.0.tar", "https://surfer.nmr.mgh.harvard.edu/ftp/data/neurite/data/neurite-oasis.v1.0.tar",
-                 "md5:081392a8150ff99ab7a64a9ded377835", "neurite-oasis/neurite-oasis.v1.0.tar")
+NEURITE = Remote(
+    "neurite-oasis.v1.0.tar",
+    "https://surfer.nmr.mgh.harvard.edu/ftp/data/neurite/data/neurite-oasis.v1.0.tar",
+    "md5:081392a8150ff99ab7a64a9ded377835",
+    "neurite-oasis/neurite-oasis.v1.0.tar",
+)
 
 AXES = "LIA"  # to the left, down, to the front: what the published weights were trained on
-_ALIKE, _CLEAR = 0.9, 0.1  # how well an orientation must fit the reference, and by how much better than any other
+_ALIKE, _CLEAR = (
+    0.9,
+    0.1,
+)  # how well an orientation must fit the reference, and by how much better than any other
 
 
 def prepare(source: Path, root: Path, partial: bool = False, progress: bool = True, workers: int = 0) -> Path:
@@ -60,28 +67,51 @@ def prepare(source: Path, root: Path, partial: bool = False, progress: bool = Tr
     root = Path(root)
     folder = root / "oasis"
     with only_one(root, ".oasis.lock"):
-        release = layouts.recognise(source, originals.below(source, root / "oasis_originals", progress), partial)
+        release = layouts.recognise(
+            source, originals.below(source, root / "oasis_originals", progress), partial
+        )
         files = sorted({file for scan in release.scans for file in scan.files})
-        recipe = {"data set": "oasis", "layout": release.layout, "files": originals.digest(files),
-                  "code": code_hash(sys.modules[__name__], layouts, structures)}
+        recipe = {
+            "data set": "oasis",
+            "layout": release.layout,
+            "files": originals.digest(files),
+            "code": code_hash(sys.modules[__name__], layouts, structures),
+        }
         if originals.ready(folder, recipe):
             return folder
         in_headers = layouts.headers(release, partial)
         found, stored = common_orientation(list(release.labelled.values()), partial)
         shape = turned(np.empty(stored, np.uint8), found).shape
         if not partial and shape != (160, 192, 224):
-            raise ValueError(f"{source}: axes {AXES} have {shape} voxels, expected (160, 192, 224); get the release again")
-        building = Building(folder, recipe, [scan.name for scan in release.scans], shape, len(release.labelled))
+            raise ValueError(
+                f"{source}: axes {AXES} have {shape} voxels, expected (160, 192, 224); get the release again"
+            )
+        building = Building(
+            folder, recipe, [scan.name for scan in release.scans], shape, len(release.labelled)
+        )
         jobs = [(k, release.scans[k]) for k in building.missing()]
         each(fixed(_put, building, found, stored, partial), jobs, "oasis", workers, progress)
         parts = layouts.split(release.layout, release.labelled)
         about = {"orientation_in_headers": in_headers} if in_headers not in ("", found) else {}
         building.finish(
-            "oasis", "oasis --source FOLDER", layouts.pairs(release.layout, release.labelled, release.tests), LABELS,
-            spacing_mm=1.0, axes=AXES, layout=release.layout, orientation_found=found, **about,
-            source=f"OASIS-1, {release.layout} layout", terms="OASIS data use agreement", cite="Marcus et al. 2007; Hoopes et al. 2021",
-            subjects={"train": [layouts.name(n) for n in parts[0]], "val": [layouts.name(n) for n in parts[1]],
-                      "test": [scan.name for scan in release.tests.values()]})
+            "oasis",
+            "oasis --source FOLDER",
+            layouts.pairs(release.layout, release.labelled, release.tests),
+            LABELS,
+            spacing_mm=1.0,
+            axes=AXES,
+            layout=release.layout,
+            orientation_found=found,
+            **about,
+            source=f"OASIS-1, {release.layout} layout",
+            terms="OASIS data use agreement",
+            cite="Marcus et al. 2007; Hoopes et al. 2021",
+            subjects={
+                "train": [layouts.name(n) for n in parts[0]],
+                "val": [layouts.name(n) for n in parts[1]],
+                "test": [scan.name for scan in release.tests.values()],
+            },
+        )
     return folder
 
 
@@ -90,7 +120,10 @@ def subject_lists(folder: Path) -> str:
     lines = []
     for part, names in prepared.about(folder)["subjects"].items():
         numbers = " ".join(name.removeprefix("OASIS_").removeprefix("test_") for name in names)
-        lines += [f"{part}, {len(names)} subjects:", *textwrap.wrap(numbers or "none", 100, initial_indent="  ", subsequent_indent="  ")]
+        lines += [
+            f"{part}, {len(names)} subjects:",
+            *textwrap.wrap(numbers or "none", 100, initial_indent="  ", subsequent_indent="  "),
+        ]
     return "\n".join(lines)
 
 
@@ -102,25 +135,45 @@ def orientation(labels: np.ndarray, name: str = "labels") -> str:
     """
     count, centre = np.bincount(labels.ravel(), minlength=36), np.empty((36, 3))
     for axis, length in enumerate(labels.shape):
-        along = np.broadcast_to(np.arange(length).reshape([-1 if a == axis else 1 for a in range(3)]), labels.shape)
+        along = np.broadcast_to(
+            np.arange(length).reshape([-1 if a == axis else 1 for a in range(3)]), labels.shape
+        )
         centre[:, axis] = np.bincount(labels.ravel(), along.ravel(), minlength=36) / np.maximum(count, 1)
     present = [label for label in MIDDLES if count[label]]
     if len(present) < 8:
-        raise ValueError(f"{name}: the label map has only {len(present)} of {len(MIDDLES)} structures by which its orientation can be told; "
-                         "get the release again")
+        raise ValueError(
+            f"{name}: the label map has only {len(present)} of {len(MIDDLES)} structures by which its orientation can be told; "
+            "get the release again"
+        )
     here, there = (x - x.mean(0) for x in (centre[present], np.array([MIDDLES[label] for label in present])))
-    products = here.T @ there / (np.linalg.norm(here) * np.linalg.norm(there))  # (axis of the array, towards R, A, S)
-    fits = sorted(((sum(sign * products[axis, towards] for axis, (towards, sign) in enumerate(zip(order, signs))), order, signs)
-                   for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)), reverse=True)
+    products = (
+        here.T @ there / (np.linalg.norm(here) * np.linalg.norm(there))
+    )  # (axis of the array, towards R, A, S)
+    fits = sorted(
+        (
+            (
+                sum(sign * products[axis, towards] for axis, (towards, sign) in enumerate(zip(order, signs))),
+                order,
+                signs,
+            )
+            for order in itertools.permutations(range(3))
+            for signs in itertools.product((1, -1), repeat=3)
+        ),
+        reverse=True,
+    )
     if fits[0][0] < _ALIKE or fits[0][0] - fits[1][0] < _CLEAR:
-        raise ValueError(f"{name}: its structures do not lie along the axes as in a brain (fit {fits[0][0]:.2f}, needed {_ALIKE}); "
-                         "take the aligned volumes of the release")
+        raise ValueError(
+            f"{name}: its structures do not lie along the axes as in a brain (fit {fits[0][0]:.2f}, needed {_ALIKE}); "
+            "take the aligned volumes of the release"
+        )
     return "".join("RAS"[towards] if sign > 0 else "LPI"[towards] for towards, sign in zip(*fits[0][1:]))
 
 
 def turned(array: np.ndarray, axes: str) -> np.ndarray:
     """An array whose axes run as given, with its axes exchanged and flipped to run as ``AXES``."""
-    change = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt(axes), nib.orientations.axcodes2ornt(AXES))
+    change = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt(axes), nib.orientations.axcodes2ornt(AXES)
+    )
     return nib.orientations.apply_orientation(array, change)
 
 
@@ -142,25 +195,35 @@ def checked_image(name: str, image: np.ndarray) -> np.ndarray:
     if low == high == 0:
         raise ValueError(f"{name}: the image is all zero; get it again")
     if low < -0.1 or not 0.3 <= high <= 1.5:  # a little beyond [0, 1], as resampling leaves it, is cut off
-        raise ValueError(f"{name}: intensities from {low:.4g} to {high:.4g}, expected [0, 1]; take the normalised image of the "
-                         "release (aligned_norm), unchanged")
+        raise ValueError(
+            f"{name}: intensities from {low:.4g} to {high:.4g}, expected [0, 1]; take the normalised image of the "
+            "release (aligned_norm), unchanged"
+        )
     return image.astype(np.float32, copy=False)
 
 
 def checked_labels(name: str, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The labels as uint8; they must be the 35 structures of the challenge."""
     if labels.shape != image.shape:
-        raise ValueError(f"{name}: image {image.shape} and labels {labels.shape} differ in shape; get the release again")
+        raise ValueError(
+            f"{name}: image {image.shape} and labels {labels.shape} differ in shape; get the release again"
+        )
     values = np.unique(labels)
     odd = values[~np.isfinite(values) | (values != np.round(values))]
     if len(odd):
-        raise ValueError(f"{name}: the label map holds {odd[0]:.4g}, not whole numbers; take aligned_seg35 of the release, not resampled")
+        raise ValueError(
+            f"{name}: the label map holds {odd[0]:.4g}, not whole numbers; take aligned_seg35 of the release, not resampled"
+        )
     beyond = [f"{v:g}" for v in values if not 0 <= v <= 35]
     if beyond:
-        raise ValueError(f"{name}: the label map holds {', '.join(beyond[:4])}, expected 0..35; these are other numbers "
-                         "(FreeSurfer's go to 60 and beyond): take aligned_seg35 of the release")
+        raise ValueError(
+            f"{name}: the label map holds {', '.join(beyond[:4])}, expected 0..35; these are other numbers "
+            "(FreeSurfer's go to 60 and beyond): take aligned_seg35 of the release"
+        )
     if values.max() <= 4:
-        raise ValueError(f"{name}: the label map holds only {', '.join(f'{v:g}' for v in values)}, as seg4 does; take aligned_seg35 of the release")
+        raise ValueError(
+            f"{name}: the label map holds only {', '.join(f'{v:g}' for v in values)}, as seg4 does; take aligned_seg35 of the release"
+        )
     return labels.astype(np.uint8)
 
 
@@ -174,6 +237,8 @@ def _put(building: Building, axes: str, shape: tuple, partial: bool, job: tuple[
         labels = checked_labels(scan.name, image, labels)
         mine = orientation(labels, scan.name)
         if mine != axes:
-            raise ValueError(f"{scan.name}: flipped or rotated: its orientation is {mine}, the others {axes}; get the release again")
+            raise ValueError(
+                f"{scan.name}: flipped or rotated: its orientation is {mine}, the others {axes}; get the release again"
+            )
         labels = turned(labels, axes)
     building.put(index, turned(image, axes), labels)

@@ -77,7 +77,9 @@ def test_name(layout: str, number: int) -> str:
 
 def split(layout: str, numbers) -> tuple[list[int], list[int]]:
     """Training and validation subjects."""
-    return [n for n in numbers if n not in VALIDATION[layout]], [n for n in numbers if n in VALIDATION[layout]]
+    return [n for n in numbers if n not in VALIDATION[layout]], [
+        n for n in numbers if n in VALIDATION[layout]
+    ]
 
 
 def pairs(layout: str, numbers, tests=()) -> dict[str, list[tuple[str, str]]]:
@@ -86,22 +88,34 @@ def pairs(layout: str, numbers, tests=()) -> dict[str, list[tuple[str, str]]]:
     Training: every two subjects, both ways. Validation and test: fixed k, moving k + 1. No test images, no test split.
     """
     training, validation = split(layout, numbers)
-    result = {"train": [(name(m), name(f)) for m, f in itertools.permutations(training, 2)],
-              "val": [(name(k + 1), name(k)) for k in validation if k + 1 in validation]}
+    result = {
+        "train": [(name(m), name(f)) for m, f in itertools.permutations(training, 2)],
+        "val": [(name(k + 1), name(k)) for k in validation if k + 1 in validation],
+    }
     if tests:
-        result["test"] = [(test_name(layout, k + 1), test_name(layout, k)) for k in sorted(tests) if k + 1 in tests]
+        result["test"] = [
+            (test_name(layout, k + 1), test_name(layout, k)) for k in sorted(tests) if k + 1 in tests
+        ]
     return result
 
 
 def recognise(source: Path, files: list[Path], partial: bool) -> Release:
     """The one release among the files; ValueError where there is none, two, or (without ``partial``) not all of it."""
     found = {key: _numbered(files, pattern) for key, pattern in _FILES.items()}
-    layouts = [layout for layout in VALIDATION if any(found[key] for key in found if key[0] == layout and key[1] != "tests")]
+    layouts = [
+        layout
+        for layout in VALIDATION
+        if any(found[key] for key in found if key[0] == layout and key[1] != "tests")
+    ]
     if not layouts:
-        raise ValueError(f"{source}: no release of OASIS in it or below (OASIS_OAS1_*_MR1/aligned_norm.nii.gz; imagesTr and labelsTr; "
-                         f"or All and Test); {_instead(files)}")
+        raise ValueError(
+            f"{source}: no release of OASIS in it or below (OASIS_OAS1_*_MR1/aligned_norm.nii.gz; imagesTr and labelsTr; "
+            f"or All and Test); {_instead(files)}"
+        )
     if len(layouts) > 1:
-        raise ValueError(f"{source}: holds the releases {' and '.join(layouts)}; name the folder of one of them")
+        raise ValueError(
+            f"{source}: holds the releases {' and '.join(layouts)}; name the folder of one of them"
+        )
     [layout] = layouts
     if layout == "pickles":
         release = _pickles(found["pickles", "subjects"], found["pickles", "pairs"])
@@ -111,8 +125,10 @@ def recognise(source: Path, files: list[Path], partial: bool) -> Release:
     if partial:
         if len(split(layout, release.labelled)[0]) < 2 or not pairs(layout, release.labelled)["val"]:
             first = VALIDATION[layout][0]
-            raise ValueError(f"{source}: {len(release.labelled)} subjects; even a part needs two for training and two "
-                             f"neighbours for validation (as {first:04d} and {first + 1:04d})")
+            raise ValueError(
+                f"{source}: {len(release.labelled)} subjects; even a part needs two for training and two "
+                f"neighbours for validation (as {first:04d} and {first + 1:04d})"
+            )
     else:
         _complete(layout, release, found)
     return release
@@ -132,39 +148,57 @@ def _numbered(files: list[Path], pattern: str) -> dict[str, Path]:
 def _instead(files: list[Path]) -> str:
     """Half a sentence on what is there instead of a release."""
     names = {f.name for f in files}
-    raw = sorted(n for n in names if re.fullmatch(r"(orig|norm|slice_orig|slice_norm|aligned_orig)\.nii\.gz", n))
+    raw = sorted(
+        n for n in names if re.fullmatch(r"(orig|norm|slice_orig|slice_norm|aligned_orig)\.nii\.gz", n)
+    )
     if raw and not names & {"aligned_norm.nii.gz", "aligned_seg35.nii.gz"}:
         return f"only {', '.join(raw)} of neurite's files; needed are aligned_norm.nii.gz and aligned_seg35.nii.gz of the 3D release"
     return originals.looks_like(files, "oasis")
 
 
 def _nifti(layout: str, images: dict, labels: dict, tests: dict, files: list[Path], partial: bool) -> Release:
-    wanted = {"neurite": ("aligned_norm.nii.gz", "aligned_seg35.nii.gz"), "learn2reg": ("file in imagesTr", "file in labelsTr")}[layout]
+    wanted = {
+        "neurite": ("aligned_norm.nii.gz", "aligned_seg35.nii.gz"),
+        "learn2reg": ("file in imagesTr", "file in labelsTr"),
+    }[layout]
     subjects = {*images, *labels}
     if layout == "neurite":  # a subject's folder with neither
-        subjects |= {match[1] for f in files if (match := re.fullmatch(r"OASIS_OAS1_(\d{4})_MR1", f.parent.name))}
+        subjects |= {
+            match[1] for f in files if (match := re.fullmatch(r"OASIS_OAS1_(\d{4})_MR1", f.parent.name))
+        }
     for number in sorted(subjects):
         for what, table in zip(wanted, (images, labels)):
             if number not in table:
                 if not partial:
-                    raise ValueError(f"{name(int(number))}: has no {what}; {_GET}; --partial leaves such subjects out")
+                    raise ValueError(
+                        f"{name(int(number))}: has no {what}; {_GET}; --partial leaves such subjects out"
+                    )
                 print(f"left out: {name(int(number))} has no {what}", file=sys.stderr)
-    return Release(layout, {int(n): Scan(name(int(n)), ((images[n], labels[n]),)) for n in sorted(images) if n in labels},
-                   {int(n): Scan(test_name(layout, int(n)), ((file, None),)) for n, file in tests.items()})
+    return Release(
+        layout,
+        {int(n): Scan(name(int(n)), ((images[n], labels[n]),)) for n in sorted(images) if n in labels},
+        {int(n): Scan(test_name(layout, int(n)), ((file, None),)) for n, file in tests.items()},
+    )
 
 
 def _pickles(subjects: dict, validation: dict) -> Release:
     """Validation subjects are taken out of the pair files, where most come twice: once as fixed, once as moving."""
     scans = {int(n): [(file, 0, 1)] for n, file in subjects.items()}
     known = set(VALIDATION["pickles"])
-    first, second = (1, 0) if _fixed_first(validation) else (0, 1)  # of a file's images: the moving one, the fixed one
+    first, second = (
+        (1, 0) if _fixed_first(validation) else (0, 1)
+    )  # of a file's images: the moving one, the fixed one
     for number in scans:
         if number in known:
-            raise ValueError(f"{subjects[f'{number:04d}']}: a validation subject in All, with those for training; take it away")
+            raise ValueError(
+                f"{subjects[f'{number:04d}']}: a validation subject in All, with those for training; take it away"
+            )
     for pair, file in validation.items():
         fixed, moving = map(int, pair.split("_"))
         if not {fixed, moving} <= known or moving != fixed + 1:
-            raise ValueError(f"{file}: not a pair of the challenge (fixed k, moving k + 1 of {min(known):04d}..{max(known):04d}); take it away")
+            raise ValueError(
+                f"{file}: not a pair of the challenge (fixed k, moving k + 1 of {min(known):04d}..{max(known):04d}); take it away"
+            )
         scans.setdefault(fixed, []).append((file, second, second + 2))  # two images, then their labels
         scans.setdefault(moving, []).append((file, first, first + 2))
     return Release("pickles", {n: Scan(name(n), tuple(scans[n])) for n in sorted(scans)}, {})
@@ -190,13 +224,23 @@ def _complete(layout: str, release: Release, found: dict) -> None:
     partly = f"{_GET}; --partial takes what is there"
     absent = [n for n in VALIDATION[layout] if n not in validation]
     if layout == "pickles":
-        absent_pairs = [f"p_{k:04d}_{k + 1:04d}.pkl" for k in VALIDATION[layout][:-1] if f"{k:04d}_{k + 1:04d}" not in found[layout, "pairs"]]
+        absent_pairs = [
+            f"p_{k:04d}_{k + 1:04d}.pkl"
+            for k in VALIDATION[layout][:-1]
+            if f"{k:04d}_{k + 1:04d}" not in found[layout, "pairs"]
+        ]
         if absent_pairs:
-            raise ValueError(f"{len(absent_pairs)} of 19 pairs are missing in Test/: {', '.join(absent_pairs[:5])}; {partly}")
+            raise ValueError(
+                f"{len(absent_pairs)} of 19 pairs are missing in Test/: {', '.join(absent_pairs[:5])}; {partly}"
+            )
     if absent:
-        raise ValueError(f"{len(absent)} validation subjects are missing: {', '.join(map(name, absent[:5]))}; {partly}")
+        raise ValueError(
+            f"{len(absent)} validation subjects are missing: {', '.join(map(name, absent[:5]))}; {partly}"
+        )
     if len(release.labelled) != SUBJECTS:
-        raise ValueError(f"{len(training)} training subjects, the release has {SUBJECTS - len(validation)}; {partly}")
+        raise ValueError(
+            f"{len(training)} training subjects, the release has {SUBJECTS - len(validation)}; {partly}"
+        )
     if release.tests and list(release.tests) != list(_TEST_NUMBERS[layout]):
         raise ValueError(f"{len(release.tests)} test images, the release has {TESTS}; {partly}")
 
@@ -212,20 +256,26 @@ def headers(release: Release, partial: bool) -> str:
         said.add("".join(str(code) for code in nib.aff2axcodes(heads[0].affine)))
         for head in heads[1:]:
             if _plain(head.shape) != shapes[scan]:
-                raise ValueError(f"{scan.name}: image {shapes[scan]} and labels {_plain(head.shape)} differ in shape; {_GET}")
+                raise ValueError(
+                    f"{scan.name}: image {shapes[scan]} and labels {_plain(head.shape)} differ in shape; {_GET}"
+                )
             if nib.aff2axcodes(head.affine) != nib.aff2axcodes(heads[0].affine):
                 apart.append(scan)
         check_shape(scan, shapes[scan], next(iter(shapes.values())), partial)
     if 0 < len(apart) < len(release.labelled):  # where it is so for all, it says nothing about any
-        raise ValueError(f"{apart[0].name}: the headers of image and labels turn them differently, those of other subjects do not; {_GET}")
+        raise ValueError(
+            f"{apart[0].name}: the headers of image and labels turn them differently, those of other subjects do not; {_GET}"
+        )
     return ", ".join(sorted(said))
 
 
 def check_shape(scan: Scan, shape: tuple, others: tuple, partial: bool) -> None:
     """A shape must be the release's, and that of the other scans."""
     if len(shape) != 3 or (sorted(shape) != [160, 192, 224] and not partial):
-        raise ValueError(f"{scan.name}: shape {shape}, expected 160, 192, 224 in some order; take the aligned volumes "
-                         "of the release (--partial accepts others)")
+        raise ValueError(
+            f"{scan.name}: shape {shape}, expected 160, 192, 224 in some order; take the aligned volumes "
+            "of the release (--partial accepts others)"
+        )
     if shape != others:
         raise ValueError(f"{scan.name}: shape {shape}, the others {others}; {_GET}")
 
@@ -235,7 +285,9 @@ def read(scan: Scan) -> tuple[np.ndarray, np.ndarray | None]:
     (image, labels), *others = [_copy(copy) for copy in scan.copies]
     for (image2, labels2), copy in zip(others, scan.copies[1:]):
         if not (np.array_equal(image, image2) and np.array_equal(labels, labels2)):
-            raise ValueError(f"{scan.name}: not the same in {scan.copies[0][0].name} and {copy[0].name}; {_GET}")
+            raise ValueError(
+                f"{scan.name}: not the same in {scan.copies[0][0].name} and {copy[0].name}; {_GET}"
+            )
     return image, labels
 
 
@@ -270,7 +322,14 @@ def _plain(shape: tuple) -> tuple:
     return _plain(shape[:-1]) if len(shape) > 3 and shape[-1] == 1 else tuple(shape)
 
 
-_BROKEN = (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
+_BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+)
 
 
 def _unreadable(file: Path, error: Exception) -> ValueError:

@@ -23,10 +23,14 @@ def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
     """
     source = Path(source)
     if not source.exists():
-        raise FileNotFoundError(f"{source} is not there; name the folder, or the archive, with the original files")
+        raise FileNotFoundError(
+            f"{source} is not there; name the folder, or the archive, with the original files"
+        )
     if source.is_file():
         if not source.name.lower().endswith(ARCHIVES):
-            raise ValueError(f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)}); name the folder of the original files")
+            raise ValueError(
+                f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)}); name the folder of the original files"
+            )
         made_from = unpacked.with_name(f".{unpacked.name}.from")  # tells whether it is from this archive
         archive = f"{source.name} {source.stat().st_size}"
         if not (unpacked.is_dir() and made_from.is_file() and made_from.read_text() == archive):
@@ -36,13 +40,19 @@ def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
             made_from.write_text(archive)  # first, so that a stop between the two blocks nothing
             unpack(source, unpacked, progress)
         source = unpacked
-    return sorted(Path(folder) / name for folder, _, names in os.walk(source, followlinks=True)
-                  for name in names if not name.startswith("."))
+    return sorted(
+        Path(folder) / name
+        for folder, _, names in os.walk(source, followlinks=True)
+        for name in names
+        if not name.startswith(".")
+    )
 
 
 def digest(files: list[Path]) -> str:
     """Hash of the files' names (with the last folder) and sizes: cheap, and changes when the source does."""
-    return hashlib.sha256("\n".join(f"{f.parent.name}/{f.name} {f.stat().st_size}" for f in files).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        "\n".join(f"{f.parent.name}/{f.name} {f.stat().st_size}" for f in files).encode()
+    ).hexdigest()[:16]
 
 
 def ready(folder: Path, recipe: dict) -> bool:

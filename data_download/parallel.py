@@ -33,7 +33,9 @@ def each(function, items, what: str, workers: int = 0, progress: bool = True) ->
                 bar.update()
             return results
         # Fresh processes: copies of this one would share its locks, and threads of a library do not survive copying.
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+        )
         try:
             jobs = [pool.submit(function, item) for item in items]
             for job in as_completed(jobs):
@@ -41,14 +43,17 @@ def each(function, items, what: str, workers: int = 0, progress: bool = True) ->
                 bar.update()
             return [job.result() for job in jobs]
         except BrokenProcessPool:
-            raise OSError("a worker process was ended from outside, perhaps for want of memory; the same command continues, "
-                          "with fewer of them by --workers 1") from None
+            raise OSError(
+                "a worker process was ended from outside, perhaps for want of memory; the same command continues, "
+                "with fewer of them by --workers 1"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
     """Let this worker end when its parent is killed; it would wait for work forever."""
+
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)

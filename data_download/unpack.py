@@ -17,8 +17,17 @@ from tqdm import tqdm
 
 from .fetch import check_space, full_disk
 
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, BadGzipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError,
-          OverflowError, NotImplementedError)
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    BadGzipFile,
+    zlib.error,
+    EOFError,
+    struct.error,
+    UnicodeDecodeError,
+    OverflowError,
+    NotImplementedError,
+)
 FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
 
 
@@ -39,13 +48,17 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> Path:
             for _, name, _, wrong in members:
                 wrong = wrong or (_leaves(name) and "has a name that leaves the folder")
                 if wrong:
-                    raise ValueError(f"{archive}: refused, member {name[:80]!r} {wrong}; if you trust it, unpack it yourself and name the folder")
+                    raise ValueError(
+                        f"{archive}: refused, member {name[:80]!r} {wrong}; if you trust it, unpack it yourself and name the folder"
+                    )
             if not members:
                 raise ValueError(f"{archive}: holds no files")
             total = sum(size for _, _, size, _ in members)
             folder.parent.mkdir(parents=True, exist_ok=True)
             check_space(folder.parent, total)
-            bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"unpacking {archive.name}", disable=not progress)
+            bar = tqdm(
+                total=total, unit="B", unit_scale=True, desc=f"unpacking {archive.name}", disable=not progress
+            )
             with full_disk(folder.parent, total), bar:
                 part.mkdir()
                 for member, _, size, _ in members:
@@ -53,8 +66,10 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> Path:
                     bar.update(size)
         os.rename(part, folder)
     except DAMAGE as error:
-        raise ValueError(f"{archive}: not a .tar, .tar.gz or .zip archive, or damaged or cut short "
-                         f"({type(error).__name__})") from None
+        raise ValueError(
+            f"{archive}: not a .tar, .tar.gz or .zip archive, or damaged or cut short "
+            f"({type(error).__name__})"
+        ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -62,12 +77,19 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> Path:
 
 def _leaves(name: str) -> bool:
     """Whether a name is not plainly one below the folder, on any system."""
-    return (not name or name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/")
-            or re.match("[A-Za-z]:", name) is not None)
+    return (
+        not name
+        or name.startswith("/")
+        or "\\" in name
+        or "\0" in name
+        or ".." in name.split("/")
+        or re.match("[A-Za-z]:", name) is not None
+    )
 
 
 def _zip_members(archive: zipfile.ZipFile) -> list[tuple]:
     """Every member, its name as written in the archive, its size, and what is wrong with it."""
+
     def wrong(member):
         if member.flag_bits & 1:
             return "is encrypted"
@@ -79,9 +101,14 @@ def _zip_members(archive: zipfile.ZipFile) -> list[tuple]:
 
 def _tar_members(archive: tarfile.TarFile) -> list[tuple]:
     """Like :func:`_zip_members`; reads the archive to its end, where gzip's checksum is."""
-    members = [(m, m.name, m.size if m.isreg() else 0, "" if m.isreg() or m.isdir() else "is a link or a device") for m in archive]
+    members = [
+        (m, m.name, m.size if m.isreg() else 0, "" if m.isreg() or m.isdir() else "is a link or a device")
+        for m in archive
+    ]
     archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut between members for the end
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(
+        tarfile.BLOCKSIZE
+    ):  # tarfile takes a cut between members for the end
         raise tarfile.ReadError
     while archive.fileobj.read(1 << 20):
         pass

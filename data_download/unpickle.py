@@ -28,7 +28,9 @@ class _Dtype:
 
     def make(self) -> np.dtype:
         if not re.fullmatch(r"[biu][1248]|f[248]", str(self.code)) or self.order not in ("<", ">", "=", "|"):
-            raise Refused(f"expected arrays of numbers, got {str(self.code)[:40]}")  # objects among them, and records that may hide them
+            raise Refused(
+                f"expected arrays of numbers, got {str(self.code)[:40]}"
+            )  # objects among them, and records that may hide them
         return np.dtype(self.code).newbyteorder(self.order)
 
 
@@ -48,7 +50,9 @@ class _Array:
             raise ValueError(order)
         if isinstance(raw, list):
             raise Refused("expected arrays of numbers, got object")
-        if not isinstance(raw, (bytes, bytearray)):  # a number would be taken for a size, and filled with zeros
+        if not isinstance(
+            raw, (bytes, bytearray)
+        ):  # a number would be taken for a size, and filled with zeros
             raise ValueError(type(raw))
         array = np.frombuffer(raw, dtype.make()).reshape([int(n) for n in shape], order=order)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -94,12 +98,18 @@ def load_arrays(path: Path) -> tuple[np.ndarray, ...]:
     with open(path, "rb") as file:
         try:
             content = _Arrays(file).load()
-            if isinstance(content, (tuple, list)) and content and all(type(array) is _Array for array in content):
+            if (
+                isinstance(content, (tuple, list))
+                and content
+                and all(type(array) is _Array for array in content)
+            ):
                 return tuple(array.make() for array in content)
         except Refused as error:
             raise Refused(f"{path}: {error}") from None
         except Exception as error:  # broken pickles raise nearly anything
-            raise ValueError(f"{path}: not a whole pickle of arrays, damaged or cut short ({type(error).__name__})") from None
+            raise ValueError(
+                f"{path}: not a whole pickle of arrays, damaged or cut short ({type(error).__name__})"
+            ) from None
     if not isinstance(content, (tuple, list)) or not content:
         raise ValueError(f"{path}: expected a tuple of NumPy arrays, got {_kind(content)}")
     other = next(array for array in content if type(array) is not _Array)

@@ -44,7 +44,8 @@ def smooth_velocity():
         for axis, n in enumerate(shape):
             depth = np.minimum(np.arange(n), np.arange(n)[::-1])
             field *= (np.sin(np.pi / 2 * np.minimum(depth / fade, 1)) ** 2).reshape(
-                [-1 if a == axis else 1 for a in range(len(shape))])
+                [-1 if a == axis else 1 for a in range(len(shape))]
+            )
         return torch.tensor(amplitude * field / np.abs(field).max(), dtype=dtype)
 
     return make
@@ -69,7 +70,11 @@ def golden():
 
 def pytest_terminal_summary(terminalreporter):
     """Show how far from the golden values each array came, also when all is well and output is captured."""
-    lines = [report.capstdout for report in terminalreporter.stats.get("passed", []) if "test_golden" in report.nodeid]
+    lines = [
+        report.capstdout
+        for report in terminalreporter.stats.get("passed", [])
+        if "test_golden" in report.nodeid
+    ]
     if any(lines):
         terminalreporter.section("golden values: worst differences")
         terminalreporter.write("".join(lines))
@@ -78,7 +83,11 @@ def pytest_terminal_summary(terminalreporter):
 def lively(model, scale=0.05):
     """Give the layers that predict fields, which start at nearly zero, weights that move something."""
     torch.manual_seed(1)
-    last = [m for m in model.network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)) and m.out_channels == model.config.dim]
+    last = [
+        m
+        for m in model.network.modules()
+        if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)) and m.out_channels == model.config.dim
+    ]
     assert last
     if not model.config.method.startswith(("tm", "vm-tvf")):  # without normalisation features are small
         scale *= 10
@@ -105,16 +114,30 @@ def toy_data(monkeypatch):
         images, labels = [], []
         for _ in range(8):
             centre = np.array(shape) / 2 + rng.uniform(-2, 2, len(shape))
-            radius = np.sqrt((((x.T - centre).T / (np.array(shape) * rng.uniform(0.25, 0.35)).reshape(
-                -1, *[1] * len(shape))) ** 2).sum(0))
+            radius = np.sqrt(
+                (
+                    (
+                        (x.T - centre).T
+                        / (np.array(shape) * rng.uniform(0.25, 0.35)).reshape(-1, *[1] * len(shape))
+                    )
+                    ** 2
+                ).sum(0)
+            )
             labels.append(((radius < 1).astype(np.uint8) + (radius < 0.5)).astype(np.uint8))
             images.append(np.round(255 * ndimage.gaussian_filter(labels[-1] / 2.5, 1.0)).astype(np.uint8))
 
         def load(split, size, progress):
             first = {"train": 0, "val": 4, "test": 6}[split]
             chosen = [(first, first + 1), (first + 1, first)] + ([(2, 3), (3, 2)] if split == "train" else [])
-            return pairs.PairData(name, split, np.stack(images), chosen, [f"i{k}" for k in range(8)],
-                                  np.stack(labels) if labelled else None, {1: "outer", 2: "inner"} if labelled else {})
+            return pairs.PairData(
+                name,
+                split,
+                np.stack(images),
+                chosen,
+                [f"i{k}" for k in range(8)],
+                np.stack(labels) if labelled else None,
+                {1: "outer", 2: "inner"} if labelled else {},
+            )
 
         monkeypatch.setitem(pairs.DATASETS, name, load)
 

@@ -25,8 +25,11 @@ from tvf_core import data, metrics
 from tvf_core.data import prepared
 from tvf_core.paths import ROOT, data_root
 
-FREESURFER = {**{n: label for n, (label, _) in anatomies._LEFT.items()}, **{n: label for n, (label, _) in anatomies._MIDDLE.items()},
-              **{r: anatomies._tables()[0][r] for r in anatomies._RIGHT.values()}}
+FREESURFER = {
+    **{n: label for n, (label, _) in anatomies._LEFT.items()},
+    **{n: label for n, (label, _) in anatomies._MIDDLE.items()},
+    **{r: anatomies._tables()[0][r] for r in anatomies._RIGHT.values()},
+}
 
 
 def fake_map(subject: int) -> nib.Nifti1Image:
@@ -58,8 +61,15 @@ def mirror(tmp_path_factory):
         name = f"training_seg_{subject:02d}.nii.gz"
         content = gzip.compress(fake_map(subject).to_bytes(), mtime=0)
         (folder / "synthseg" / name).write_bytes(content)
-        remotes.append(Remote(name, f"http://localhost:1/{name}", f"sha256:{hashlib.sha256(content).hexdigest()}", f"synthseg/{name}",
-                              len(content)))
+        remotes.append(
+            Remote(
+                name,
+                f"http://localhost:1/{name}",
+                f"sha256:{hashlib.sha256(content).hexdigest()}",
+                f"synthseg/{name}",
+                len(content),
+            )
+        )
     return folder, remotes
 
 
@@ -82,7 +92,11 @@ def whole(mirror, tmp_path_factory):
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+    return {
+        f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in folder.rglob("*")
+        if f.is_file()
+    }
 
 
 def run(*arguments) -> None:
@@ -117,7 +131,11 @@ def test_both_sides_and_the_names_are_those_of_oasis():
 def test_splits_are_those_of_the_seed_and_share_nobody():
     seed = json.loads((ROOT / "data_download" / "splits.json").read_text())["anatomies"]["seed"]
     order = (np.random.default_rng(seed).permutation(20) + 1).tolist()
-    assert anatomies.splits() == {"train": sorted(order[:14]), "val": sorted(order[14:16]), "test": sorted(order[16:])}
+    assert anatomies.splits() == {
+        "train": sorted(order[:14]),
+        "val": sorted(order[14:16]),
+        "test": sorted(order[16:]),
+    }
 
 
 def test_prepared_anatomies_are_aligned_complete_and_the_same_in_every_form(whole, monkeypatch):
@@ -127,16 +145,22 @@ def test_prepared_anatomies_are_aligned_complete_and_the_same_in_every_form(whol
     assert {split: len(part) for split, part in parts.items()} == {"train": 182, "val": 2, "test": 12}
     for split, part in parts.items():
         people = [f"a{s:02d}" for s in anatomies.splits()[split]]
-        assert [part.pair_name(k) for k in range(len(part))] == [f"{m}->{f}" for m, f in itertools.permutations(people, 2)]
+        assert [part.pair_name(k) for k in range(len(part))] == [
+            f"{m}->{f}" for m, f in itertools.permutations(people, 2)
+        ]
     part = parts["test"]
     assert part.shape == (64, 64, 80) and part.axes == "LIA" and part.label_names == anatomies.LABELS
     known = prepared.about(folder)
     for k, name in enumerate(part.names):
         image, labels = (nib.load(folder / "nifti" / f"{name}_{kind}.nii.gz") for kind in ("image", "labels"))
-        assert "".join(nib.aff2axcodes(image.affine)) == "LIA" and nib.affines.voxel_sizes(image.affine) == pytest.approx([2.5] * 3)
+        assert "".join(nib.aff2axcodes(image.affine)) == "LIA" and nib.affines.voxel_sizes(
+            image.affine
+        ) == pytest.approx([2.5] * 3)
         np.testing.assert_array_equal(image.dataobj, part.images[k])
         np.testing.assert_array_equal(labels.dataobj, part.labels[k])
-        assert not part.images[k][part.images[k] == 0].any() and part.images[k][part.labels[k] > 0].mean() > 60
+        assert (
+            not part.images[k][part.images[k] == 0].any() and part.images[k][part.labels[k] > 0].mean() > 60
+        )
         # Where the stored affine brings the middle of a ball of the map, there it is in the aligned image.
         moved = np.array(known["native_to_common_mm"][name])
         native = anatomies.centroids(whole / "anatomies" / "label_maps" / f"training_seg_{k + 1:02d}.nii.gz")
@@ -144,15 +168,26 @@ def test_prepared_anatomies_are_aligned_complete_and_the_same_in_every_form(whol
             here = np.argwhere(part.labels[k] == label).mean(0) @ image.affine[:3, :3].T + image.affine[:3, 3]
             assert np.linalg.norm(here - (moved[:3, :3] @ middle + moved[:3, 3])) < 2.5
     # Balls under affine maps: aligned, they overlap well, and unaligned they would not.
-    overlap = [metrics.dice(m["moving_labels"][None], m["fixed_labels"][None], m["moving_labels"][None], list(part.label_names)).mean()
-               for m in part]
+    overlap = [
+        metrics.dice(
+            m["moving_labels"][None],
+            m["fixed_labels"][None],
+            m["moving_labels"][None],
+            list(part.label_names),
+        ).mean()
+        for m in part
+    ]
     assert np.mean(overlap) > 0.75
 
 
 def test_a_second_call_verifies_and_does_nothing(maps, tmp_path, monkeypatch, capsys):
     run("anatomies", "--root", tmp_path, "--workers", 1, "--no-progress")
     first = capsys.readouterr().out
-    assert "20 label maps fetched" in first and "182/2/12 ordered pairs" in first and "before registration 0." in first
+    assert (
+        "20 label maps fetched" in first
+        and "182/2/12 ordered pairs" in first
+        and "before registration 0." in first
+    )
     before = contents(tmp_path)
     monkeypatch.setattr(anatomies, "each", lambda *a: pytest.fail("worked again"))
     run("anatomies", "--root", tmp_path, "--no-progress")
@@ -174,7 +209,9 @@ def test_a_damaged_prepared_file_is_made_again(maps, whole, tmp_path, capsys):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("damage, told", [("byte", "is damaged: replace it"), ("missing", "is missing in the mirror")])
+@pytest.mark.parametrize(
+    "damage, told", [("byte", "is damaged: replace it"), ("missing", "is missing in the mirror")]
+)
 def test_a_bad_mirror_is_named_and_the_next_call_finishes(damage, told, maps, tmp_path, monkeypatch):
     bad = tmp_path / "bad"
     shutil.copytree(maps[0], bad)
@@ -188,7 +225,11 @@ def test_a_bad_mirror_is_named_and_the_next_call_finishes(damage, told, maps, tm
     monkeypatch.setenv("TVF_DATA_MIRROR", str(bad))
     with pytest.raises(SystemExit) as stop:
         run("anatomies", "--root", tmp_path / "root", "--workers", 1, "--no-progress")
-    assert told in str(stop.value.code) and "training_seg_07" in str(stop.value.code) and "\n" not in str(stop.value.code)
+    assert (
+        told in str(stop.value.code)
+        and "training_seg_07" in str(stop.value.code)
+        and "\n" not in str(stop.value.code)
+    )
     here = {f.name for f in (tmp_path / "root").rglob("*") if f.is_file()}
     assert here == {".lock", *(f"training_seg_{s:02d}.nii.gz" for s in range(1, 7))}
     monkeypatch.setenv("TVF_DATA_MIRROR", str(maps[0]))
@@ -205,12 +246,16 @@ from pathlib import Path
 from data_download import anatomies
 from data_download.fetch import Remote
 if __name__ == "__main__":
-    remotes = [Remote(**r) for r in json.loads(Path({str(tmp_path / 'remotes')!r}).read_text())]
+    remotes = [Remote(**r) for r in json.loads(Path({str(tmp_path / "remotes")!r}).read_text())]
     anatomies.remotes = lambda: remotes
-    anatomies.prepare(Path({str(tmp_path / 'root')!r}), workers=2, progress=False)
+    anatomies.prepare(Path({str(tmp_path / "root")!r}), workers=2, progress=False)
 """)
     (tmp_path / "remotes").write_text(json.dumps([asdict(remote) for remote in maps[1]]))
-    environment = os.environ | {"TVF_DATA_MIRROR": str(maps[0]), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "TVF_DATA_MIRROR": str(maps[0]),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
     command = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
     done = tmp_path / "root" / "anatomies" / ".2.5mm.part" / "done"
     while not (done.is_file() and 3 <= sum(done.read_bytes()) < 20):
@@ -262,7 +307,9 @@ def test_the_twenty_real_ones_overlap_before_registration_as_oasis_does(real):
     scores = []
     for moving, fixed in part.pairs:
         both = [(labels[moving] == k, labels[fixed] == k) for k in part.label_names]
-        scores.append(np.mean([2 * (m & f).sum() / (m.sum() + f.sum()) for m, f in both if m.any() and f.any()]))
+        scores.append(
+            np.mean([2 * (m & f).sum() / (m.sum() + f.sum()) for m, f in both if m.any() and f.any()])
+        )
     assert len(scores) == 12 and 0.53 < np.mean(scores) < 0.61  # OASIS in Learn2Reg: 0.57
     tone = {k: images[labels == k].mean() / 255 for k in (1, 2, 3)}  # white matter, cortex, ventricle
     assert tone[1] > tone[2] + 0.1 > tone[3] + 0.2

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvf_core import bench, cli, profiles
+from tvf_core import bench, commands
 from tvf_core.bench import measure, operations
+from tvf_core.training import profiles
 
-SMALL = {2: bench.Setting(shape=(32, 27), labels=5, network="tiny", time_steps=2),
-         3: bench.Setting(shape=(36, 21, 18), labels=5, network="tiny", time_steps=2)}  # no level of 2 planes: bf16 fails there
+SMALL = {
+    2: bench.Setting(shape=(32, 27), labels=5, network="tiny", time_steps=2),
+    3: bench.Setting(shape=(36, 21, 18), labels=5, network="tiny", time_steps=2),
+}  # no level of 2 planes: bf16 fails there
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -37,7 +40,16 @@ def test_the_benchmark_writes_rows_with_a_run_card(tmp_path):
     assert json.loads(file.read_text()) == result
     assert {row["op"] for row in result["rows"]} == {"lncc", "flow"}
     for row in result["rows"]:
-        assert set(row) == {"op", "variant", "seconds", "peak_mb", "max_rel_diff", "floor_seconds", "shape", "time_steps"}
+        assert set(row) == {
+            "op",
+            "variant",
+            "seconds",
+            "peak_mb",
+            "max_rel_diff",
+            "floor_seconds",
+            "shape",
+            "time_steps",
+        }
         assert row["seconds"] > 0 and row["floor_seconds"] > 0 and row["peak_mb"] > 0
     assert result["card"]["settings"]["labels"] == 5 and result["versions"]["torch"] == torch.__version__
 
@@ -49,14 +61,22 @@ def test_a_form_can_be_measured_without_the_literal_one():
 
 def test_a_step_of_a_profile_is_measured_for_its_n_and_the_released_one(tmp_path, monkeypatch, capsys):
     setting, time_steps = bench.of_profile(profiles.read("paper_oasis"))
-    assert (setting.shape, setting.labels, setting.network, setting.batch, time_steps) == ((160, 192, 224), 36, "large", 1, (8, 12))
+    assert (setting.shape, setting.labels, setting.network, setting.batch, time_steps) == (
+        (160, 192, 224),
+        36,
+        "large",
+        1,
+        (8, 12),
+    )
     setting, _ = bench.of_profile(profiles.read("paper_rafd"))
     assert (setting.shape, setting.network, setting.batch) == ((256, 256), "base", 32)
-    monkeypatch.setattr(measure, "rates", lambda device: {"bytes_per_second": 1e9, "flops_per_second": 1e9})  # it takes seconds
+    monkeypatch.setattr(
+        measure, "rates", lambda device: {"bytes_per_second": 1e9, "flops_per_second": 1e9}
+    )  # it takes seconds
     out = tmp_path / "step.json"
     options = "train-step --profile paper_oasis --size 36 21 18 --network tiny --variants ours --repeats 1 --device cpu --out".split()
     monkeypatch.setattr(sys, "argv", ["tvf", "bench", *options, str(out)])
-    cli.main()
+    commands.main()
     rows = json.loads(out.read_text())["rows"]
     assert [(row["time_steps"], row["shape"]) for row in rows] == [(8, [36, 21, 18]), (12, [36, 21, 18])]
     assert rows[0]["peak_mb"] < rows[1]["peak_mb"] and rows[0]["max_rel_diff"] is None
@@ -70,14 +90,20 @@ def test_without_the_memory_to_count_the_arithmetic_there_is_no_floor(monkeypatc
 
     small = operations.Operation({"ours": lambda: [torch.ones(1)]}, arithmetic=too_large)
     monkeypatch.setitem(bench.OPERATIONS, "lncc", lambda setting: small)
-    [row] = bench.compare("lncc", SMALL[3], 1, machine={"bytes_per_second": 1, "flops_per_second": 1}, progress=False)
+    [row] = bench.compare(
+        "lncc", SMALL[3], 1, machine={"bytes_per_second": 1, "flops_per_second": 1}, progress=False
+    )
     assert row["floor_seconds"] is None and row["seconds"] > 0
 
 
 def test_growth_changes_one_setting_at_a_time(monkeypatch):
-    monkeypatch.setattr(bench, "GROWTH", {"labels": [("label-dice", ("ours",), [dict(labels=3), dict(labels=9)])]})
+    monkeypatch.setattr(
+        bench, "GROWTH", {"labels": [("label-dice", ("ours",), [dict(labels=3), dict(labels=9)])]}
+    )
     rows = bench.growth(SMALL[3], repeats=1, progress=False)
-    assert [(r["along"], r["value"], r["op"], r["variant"]) for r in rows] == [("labels", n, "label-dice", "ours") for n in (3, 9)]
+    assert [(r["along"], r["value"], r["op"], r["variant"]) for r in rows] == [
+        ("labels", n, "label-dice", "ours") for n in (3, 9)
+    ]
 
 
 def test_peak_memory_counts_what_is_held_at_one_time():
@@ -103,18 +129,23 @@ def test_the_benchmarks_forms_take_turns_and_the_first_round_does_not_count():
 def test_the_differences_of_tensors_are_relative_to_the_largest_value():
     found, expected = torch.tensor([1.0, 9.0]), torch.tensor([1.0, 10.0])
     assert measure.largest_difference([found, found], [found, expected]) == pytest.approx(0.1)
-    assert math.isnan(measure.largest_difference([found, found / 0 * 0], [found, expected]))  # nothing is hidden
+    assert math.isnan(
+        measure.largest_difference([found, found / 0 * 0], [found, expected])
+    )  # nothing is hidden
 
 
-@pytest.mark.parametrize("wrong, words", [
-    (lambda: bench.run(["lcc"]), ["unknown operation", "label-dice"]),
-    (lambda: bench.run(["lncc"], repeats=-1), ["repeats"]),
-    (lambda: bench.run(["lncc"], out=Path("a.txt")), [".json"]),
-    (lambda: bench.run(["lncc"], SMALL[2], forms=("fast",), progress=False), ["variant", "'fast'"]),
-    (lambda: bench.Setting(shape=(4, 4)), ["size"]),
-    (lambda: bench.Setting(labels=1), ["labels"]),
-    (lambda: bench.Setting(network="giant"), ["network size", "base"]),
-])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda: bench.run(["lcc"]), ["unknown operation", "label-dice"]),
+        (lambda: bench.run(["lncc"], repeats=-1), ["repeats"]),
+        (lambda: bench.run(["lncc"], out=Path("a.txt")), [".json"]),
+        (lambda: bench.run(["lncc"], SMALL[2], forms=("fast",), progress=False), ["variant", "'fast'"]),
+        (lambda: bench.Setting(shape=(4, 4)), ["size"]),
+        (lambda: bench.Setting(labels=1), ["labels"]),
+        (lambda: bench.Setting(network="giant"), ["network size", "base"]),
+    ],
+)
 def test_wrong_settings_are_refused_in_one_line(wrong, words):
     with pytest.raises(ValueError) as error:
         wrong()

@@ -23,7 +23,10 @@ def shows(cell):
 
 
 def page(**metadata):
-    figure = new_code_cell("from tvf_core import figures", outputs=[new_output("display_data", {"image/png": "aGk=", "text/plain": "a figure"})])
+    figure = new_code_cell(
+        "from tvf_core import figures",
+        outputs=[new_output("display_data", {"image/png": "aGk=", "text/plain": "a figure"})],
+    )
     figure.metadata.update(metadata)
     text = new_code_cell("print(1)", outputs=[new_output("stream", text="1\n")])
     parameters = new_code_cell("n: int = 3  # how many <of them>", metadata={"tags": ["parameters"]})
@@ -41,7 +44,9 @@ def test_a_computed_output_has_the_card_of_its_page():
     assert cards.fold(notebook, "notebooks/01_x.ipynb", RESULTS) == 0
     html = card_of(notebook.cells[2])
     assert html.startswith('<details class="run-card">') and "stale" not in html
-    assert "how many &lt;of them&gt;" in html and "12 s" in html and '"../_sources/notebooks/01_x.ipynb"' in html
+    assert (
+        "how many &lt;of them&gt;" in html and "12 s" in html and '"../_sources/notebooks/01_x.ipynb"' in html
+    )
     assert code_hash("n: int = 3\nfrom tvf_core import figures\nprint(1)") in html
     assert len(notebook.cells[1].outputs) == 0 and len(notebook.cells[3].outputs) == 1  # no table, no figure
 
@@ -52,26 +57,41 @@ def test_a_page_is_stale_when_its_code_changes_and_when_nobody_knows():
     notebook.metadata["card"] = cards.execution_card(notebook, 1)
     notebook.cells[3].source = "%matplotlib inline\nprint(2)"
     assert cards.fold(notebook, "notebooks/01_x.ipynb", RESULTS) == 1
-    assert "Run card <strong class=\"stale\">stale</strong>" in card_of(notebook.cells[2])
+    assert 'Run card <strong class="stale">stale</strong>' in card_of(notebook.cells[2])
 
 
 @pytest.fixture
 def results(tmp_path):
     """A results folder with one summary of today's code, one of other code, and a benchmark."""
     folder = tmp_path / "book" / "results"
-    machine = {"device": "cpu", "threads": 2, "python": "3.11.7", "torch": "2.13", "tvf_core": "0.1.0", "seconds": 7.0}
+    machine = {
+        "device": "cpu",
+        "threads": 2,
+        "python": "3.11.7",
+        "torch": "2.13",
+        "tvf_core": "0.1.0",
+        "seconds": 7.0,
+    }
 
     def write(name, module, code=None, settings={}):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         card = machine | {"code": code or code_hash(f"import {module}"), "settings": settings}
         data, method = name.removesuffix(".json").split("/")
-        (folder / name).write_text(json.dumps({"dataset": data, "method": method, "n_pairs": 4, "training": {"seed": 5}, "card": card}))
+        (folder / name).write_text(
+            json.dumps(
+                {"dataset": data, "method": method, "n_pairs": 4, "training": {"seed": 5}, "card": card}
+            )
+        )
 
-    write("toy/tm.json", "tvf_core.evaluate", settings={"origin": "d4ta", "pairs": "9a125", "weights": "3e1947"})
+    write(
+        "toy/tm.json",
+        "tvf_core.evaluation.evaluate",
+        settings={"origin": "d4ta", "pairs": "9a125", "weights": "3e1947"},
+    )
     (folder / "toy" / "tm.csv").write_text("pair\n")
     (tmp_path / "book" / "weights" / "toy").mkdir(parents=True)
     (tmp_path / "book" / "weights" / "toy" / "tm.json").write_text("{}")
-    write("old/tm.json", "tvf_core.evaluate", "0123456789abcdef")
+    write("old/tm.json", "tvf_core.evaluation.evaluate", "0123456789abcdef")
     write("bench/cpu.json", "tvf_core.bench")
     return folder
 
@@ -80,8 +100,26 @@ def test_an_output_of_stored_results_lists_the_files(results):
     notebook = page(results=["toy", "bench/cpu.json"])
     assert cards.fold(notebook, "notebooks/01_x.ipynb", results) == 0
     html = card_of(notebook.cells[2])
-    assert re.findall(r'href="(.*?)"', html) == [f"../book/{x}" for x in ("claims.yml", "results/toy/tm.json", "results/toy/tm.csv", "weights/toy/tm.json", "results/bench/cpu.json")]
-    for text in ("d4ta", "9a125", "3e1947", "<td>5</td>", "<td>4</td>", "PyTorch 2.13", code_hash("import tvf_core.evaluate"), code_hash("import tvf_core.bench")):
+    assert re.findall(r'href="(.*?)"', html) == [
+        f"../book/{x}"
+        for x in (
+            "claims.yml",
+            "results/toy/tm.json",
+            "results/toy/tm.csv",
+            "weights/toy/tm.json",
+            "results/bench/cpu.json",
+        )
+    ]
+    for text in (
+        "d4ta",
+        "9a125",
+        "3e1947",
+        "<td>5</td>",
+        "<td>4</td>",
+        "PyTorch 2.13",
+        code_hash("import tvf_core.evaluation.evaluate"),
+        code_hash("import tvf_core.bench"),
+    ):
         assert text in html
     assert html.count("cpu, 2 threads") == 1 and "stale" not in html
 
@@ -103,7 +141,9 @@ def test_results_that_are_not_there_stop_the_build(name, results):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_pages_name_the_results_that_they_show_and_keep_the_card_of_their_execution(path):
     notebook = nbformat.read(path, as_version=4)
-    assert {"settings", "seconds", "device", "threads", "python", "torch", "tvf_core", "code"} <= set(notebook.metadata["card"])
+    assert {"settings", "seconds", "device", "threads", "python", "torch", "tvf_core", "code"} <= set(
+        notebook.metadata["card"]
+    )
     for cell in filter(shows, notebook.cells):
         from_files = path.stem in ("05_table1", "06_table2", "07_claims") or "RESULTS" in cell.source
         assert not from_files or cell.metadata.get("results"), cell.source

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from test_wrong_input import rejects
 from torch import nn
 
-from tvf_core import checkpoints, cli
+from tvf_core import checkpoints, commands
 from tvf_core.methods import NetworkConfig, swin_config
 from tvf_core.model import Model
-from tvf_core.swin import relative_position_index
+from tvf_core.networks.swin import relative_position_index
 
 INDEX = "relative_position_index"
 TABLE = "transformer.layers.{}.blocks.0.attn.relative_position_bias_table"
@@ -33,7 +33,9 @@ def configuration(method, window, steps=8, head="half", embed=6, depths=(2, 2, 2
 def random_model(config):
     model = Model(config)
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.network.parameters():  # as built, heads and biases are nearly zero and nothing would show
+    for (
+        parameter
+    ) in model.network.parameters():  # as built, heads and biases are nearly zero and nothing would show
         nn.init.normal_(parameter, std=0.2, generator=generator)
     return model
 
@@ -57,8 +59,10 @@ def released_state(model, image=None):
 
 
 def checkpoint(state):
-    optimizer = {"state": {0: {"step": 7, "exp_avg": torch.zeros(2)}},
-                 "param_groups": [{"lr": np.round(np.float64(1e-4) * 0.9, 8), "betas": (0.9, 0.999), "params": [0]}]}
+    optimizer = {
+        "state": {0: {"step": 7, "exp_avg": torch.zeros(2)}},
+        "param_groups": [{"lr": np.round(np.float64(1e-4) * 0.9, 8), "betas": (0.9, 0.999), "params": [0]}],
+    }
     return {"epoch": 3, "state_dict": state, "best_dsc": np.float64(0.8), "optimizer": optimizer}
 
 
@@ -117,17 +121,20 @@ def test_a_window_one_voxel_thin_comes_back(window):
     assert checkpoints.released_config(released_state(Model(config))) == config
 
 
-@pytest.mark.parametrize("method,dim,size,steps,head,entries", [  # entries: counted in the released code
-    ("tm-tvf", 3, "large", 12, "half", 323),
-    ("tm-tvf", 3, "large", 8, "half", 303),
-    ("tm-tvf", 3, "base", 12, "half", 219),
-    ("tm", 3, "large", 8, "half", 268),
-    ("tm", 3, "large", 8, "full", 270),
-    ("tm", 3, "base", 8, "half", 164),
-    ("tm", 2, "base", 8, "full", 166),
-    ("tm", 2, "tiny", 8, "full", 166),
-    ("tm", 2, "demo", 8, "half", 0),
-])
+@pytest.mark.parametrize(
+    "method,dim,size,steps,head,entries",
+    [  # entries: counted in the released code
+        ("tm-tvf", 3, "large", 12, "half", 323),
+        ("tm-tvf", 3, "large", 8, "half", 303),
+        ("tm-tvf", 3, "base", 12, "half", 219),
+        ("tm", 3, "large", 8, "half", 268),
+        ("tm", 3, "large", 8, "full", 270),
+        ("tm", 3, "base", 8, "half", 164),
+        ("tm", 2, "base", 8, "full", 166),
+        ("tm", 2, "tiny", 8, "full", 166),
+        ("tm", 2, "demo", 8, "half", 0),
+    ],
+)
 def test_named_sizes_are_recognised(method, dim, size, steps, head, entries):
     config = NetworkConfig(method, dim, size, steps, "released", head)
     with torch.device("meta"):  # shapes without the gigabytes
@@ -142,8 +149,14 @@ def test_named_sizes_are_recognised(method, dim, size, steps, head, entries):
 
 KINDS = {
     "bare state dict": (lambda state: state, {}),
-    "DataParallel": (lambda state: checkpoint({f"module.{name}": tensor for name, tensor in state.items()}), {}),
-    "half precision": (lambda state: checkpoint({n: t.half() if t.is_floating_point() else t for n, t in state.items()}), {}),
+    "DataParallel": (
+        lambda state: checkpoint({f"module.{name}": tensor for name, tensor in state.items()}),
+        {},
+    ),
+    "half precision": (
+        lambda state: checkpoint({n: t.half() if t.is_floating_point() else t for n, t in state.items()}),
+        {},
+    ),
     "format before PyTorch 1.6": (checkpoint, {"_use_new_zipfile_serialization": False}),
 }
 
@@ -155,7 +168,9 @@ def test_other_kinds_of_files_are_read(kind, small, state, path):
     model = checkpoints.load(path)
     assert model.config == small.config
     wanted = small.network.state_dict()
-    assert_weights(model, {n: t.half().float() for n, t in wanted.items()} if kind == "half precision" else wanted)
+    assert_weights(
+        model, {n: t.half().float() for n, t in wanted.items()} if kind == "half precision" else wanted
+    )
 
 
 def test_numpy_numbers_under_their_old_name_are_read(small, state, path):
@@ -236,7 +251,7 @@ def test_missing_file_is_named(path):
 def test_cut_off_file_is_named(part, zipped, state, path):
     torch.save(checkpoint(state), path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
-    path.write_bytes(whole[:int(part * len(whole)) if isinstance(part, float) else part])
+    path.write_bytes(whole[: int(part * len(whole)) if isinstance(part, float) else part])
     with rejects(ValueError, path.name, "cut short"):
         checkpoints.load(path)
 
@@ -263,10 +278,27 @@ def test_zip_of_something_else_is_named(path):
         checkpoints.load(path)
 
 
-@pytest.mark.parametrize("content", [
-    {"epoch": 3, "best_dsc": np.float64(0.8)}, {"epoch": 3, "state_dict": [1, 2]}, {"state_dict": {}}, {}, [torch.zeros(2)],
-    torch.zeros(2), {"state_dict": {"transformer.patch_embed.proj.weight": "text"}},
-], ids=["no state dict", "list as state dict", "empty state dict", "empty", "list", "tensor", "text for a tensor"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"epoch": 3, "best_dsc": np.float64(0.8)},
+        {"epoch": 3, "state_dict": [1, 2]},
+        {"state_dict": {}},
+        {},
+        [torch.zeros(2)],
+        torch.zeros(2),
+        {"state_dict": {"transformer.patch_embed.proj.weight": "text"}},
+    ],
+    ids=[
+        "no state dict",
+        "list as state dict",
+        "empty state dict",
+        "empty",
+        "list",
+        "tensor",
+        "text for a tensor",
+    ],
+)
 def test_content_without_state_dict_is_named(content, path):
     torch.save(content, path)
     with rejects(ValueError, path.name, "no state dict"):
@@ -288,17 +320,29 @@ def only(*beginnings):
 PATCH, HEAD = "transformer.patch_embed.proj.weight", "reg_heads.1.0.bias"
 NETWORKS = {
     "no encoder": (only("up", "reg"), ["missing", PATCH]),
-    "three stages": (lambda state: [state.pop(name) for name in list(state) if "layers.3." in name], ["4 stages", "found 3"]),
+    "three stages": (
+        lambda state: [state.pop(name) for name in list(state) if "layers.3." in name],
+        ["4 stages", "found 3"],
+    ),
     "no patches": (dropped(PATCH), ["missing", PATCH]),
     "no table": (dropped(TABLE.format(2)), ["missing", TABLE.format(2)]),
-    "no qkv": (dropped("transformer.layers.1.blocks.1.attn.qkv.weight"), ["missing", "layers.1.blocks.1.attn.qkv.weight"]),
+    "no qkv": (
+        dropped("transformer.layers.1.blocks.1.attn.qkv.weight"),
+        ["missing", "layers.1.blocks.1.attn.qkv.weight"],
+    ),
     "no bias of a head": (dropped(HEAD), ["missing", HEAD]),
     "half a step more": (put("cs.2.0.weight", torch.zeros(3, 2, 3, 3)), ["unexpected", "cs.2.0.weight"]),
-    "one more": (put("transformer.absolute_pos_embed", torch.zeros(3)), ["unexpected", "transformer.absolute_pos_embed"]),
+    "one more": (
+        put("transformer.absolute_pos_embed", torch.zeros(3)),
+        ["unexpected", "transformer.absolute_pos_embed"],
+    ),
     "TM's head as well": (put("reg_head.0.bias", torch.zeros(2)), ["unexpected", "reg_head.0.bias"]),
     "head in 3D": (put(HEAD, torch.zeros(3)), [HEAD, "(3,)", "(2,)"]),
     "scalar": (put("up1.conv2.0.weight", torch.zeros(())), ["up1.conv2.0.weight", "()", "(12, 12, 3, 3)"]),
-    "table of another window": (put(TABLE.format(1), torch.zeros(9, 2)), [TABLE.format(1), "(9, 2)", "(21, 2)"]),
+    "table of another window": (
+        put(TABLE.format(1), torch.zeros(9, 2)),
+        [TABLE.format(1), "(9, 2)", "(21, 2)"],
+    ),
     "heads that do not divide": (put(TABLE.format(0), torch.zeros(21, 4)), ["heads", "stage 0"]),
     "patches of 2": (put(PATCH, torch.zeros(6, 2, 2, 2)), ["patches", "(6, 2, 2, 2)"]),
     "one image": (put(PATCH, torch.zeros(6, 1, 4, 4)), ["patches", "(6, 1, 4, 4)"]),
@@ -312,7 +356,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("change,words", [pytest.param(*values, id=case) for case, values in NETWORKS.items()])
+@pytest.mark.parametrize(
+    "change,words", [pytest.param(*values, id=case) for case, values in NETWORKS.items()]
+)
 def test_other_network_is_named(change, words, state, path):
     change(state)
     torch.save(checkpoint(state), path)
@@ -329,8 +375,12 @@ def test_state_dict_of_another_model_is_named(path):
 @pytest.mark.parametrize("method,dim", [("vm-2", 2), ("vm-diff", 3), ("cyclemorph", 3), ("lapirn", 2)])
 def test_a_released_baseline_that_lacks_a_tensor_is_named(method, dim, path):
     """Its names go backwards through the table that reads them."""
-    mark, (_, names) = next((mark, entry) for mark, entry in checkpoints.BASELINES.items() if entry[0] == method)
-    torch.save({mark: torch.zeros(4, 2, *[3] * dim), "down_conv.weight": torch.zeros(16, 16, *[3] * dim)}, path)
+    mark, (_, names) = next(
+        (mark, entry) for mark, entry in checkpoints.BASELINES.items() if entry[0] == method
+    )
+    torch.save(
+        {mark: torch.zeros(4, 2, *[3] * dim), "down_conv.weight": torch.zeros(16, 16, *[3] * dim)}, path
+    )
     with rejects(ValueError, path.name, "missing"):
         checkpoints.load(path)
 
@@ -375,16 +425,22 @@ def numpy_scalar(thing):
 PLACES = {  # name: (content, words of the refusal); no tensors, which a plain pickle may not hold either
     "beside the weights": (lambda runs: {"state_dict": {}, "note": runs}, ["refused"]),
     "among the weights": (lambda runs: {"state_dict": {"up0.conv1.0.weight": runs}}, ["refused"]),
-    "in an array of objects": (lambda runs: {"state_dict": {}, "note": np.array([runs], dtype=object)},
-                               ["refused", "_reconstruct"]),
+    "in an array of objects": (
+        lambda runs: {"state_dict": {}, "note": np.array([runs], dtype=object)},
+        ["refused", "_reconstruct"],
+    ),
     "in a NumPy scalar": (lambda runs: {"state_dict": {}, "best_dsc": numpy_scalar(runs)}, []),
 }
 WRITERS = {
     "zip": (torch.save, lambda path: torch.load(path, weights_only=False)),
-    "before PyTorch 1.6": (lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
-                           lambda path: torch.load(path, weights_only=False)),
-    "pickle": (lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
-               lambda path: pickle.loads(path.read_bytes())),
+    "before PyTorch 1.6": (
+        lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+        lambda path: torch.load(path, weights_only=False),
+    ),
+    "pickle": (
+        lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+        lambda path: pickle.loads(path.read_bytes()),
+    ),
 }
 
 
@@ -393,10 +449,14 @@ WRITERS = {
 @pytest.mark.parametrize("function", ["mkdir", "exec"])
 def test_code_in_a_pickle_is_not_run(function, place, writer, path):
     ran = path.with_name("ran")
-    runs = {"mkdir": Runs(os.mkdir, str(ran)), "exec": Runs(exec, f"import os; os.mkdir({str(ran)!r})")}[function]
+    runs = {"mkdir": Runs(os.mkdir, str(ran)), "exec": Runs(exec, f"import os; os.mkdir({str(ran)!r})")}[
+        function
+    ]
     (content, words), (write, read_trustingly) = PLACES[place], WRITERS[writer]
     write(content(runs), path)
-    with contextlib.suppress(ValueError, TypeError, RuntimeError):  # NumPy refuses objects as scalars, once the code has run
+    with contextlib.suppress(
+        ValueError, TypeError, RuntimeError
+    ):  # NumPy refuses objects as scalars, once the code has run
         read_trustingly(path)
     ran.rmdir()  # fails if the file is harmless
     with rejects(ValueError, path.name, *words, *([function] if words == ["refused"] else [])):
@@ -416,7 +476,7 @@ def test_convert_keeps_every_bit(method, path, tmp_path):
     assert max(tensor.numel() for tensor in model.network.state_dict().values()) > checkpoints.COMPACT_ABOVE
     torch.save(checkpoint(released_state(model)), path)
     out = tmp_path / "new" / "weights.safetensors"
-    cli.convert(path, out, method)
+    commands.weights.convert(path, out, method)
     converted = checkpoints.load(out)
     assert_weights(converted, model.network.state_dict())
     assert swin_config(converted.config) == swin_config(model.config)
@@ -426,40 +486,49 @@ def test_convert_keeps_every_bit(method, path, tmp_path):
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}
 
 
-@pytest.mark.parametrize("method,words", [("tm", ["tm-tvf", "not of tm"]), ("vm-tvf", ["tm-tvf", "vm-tvf"]),
-                                          ("identity", ["tm-tvf", "identity"]), ("lddmm", ["tm-tvf", "not of lddmm"]),
-                                          ("lddmmm", ["lddmmm", "tm-tvf-lddmm"])])
+@pytest.mark.parametrize(
+    "method,words",
+    [
+        ("tm", ["tm-tvf", "not of tm"]),
+        ("vm-tvf", ["tm-tvf", "vm-tvf"]),
+        ("identity", ["tm-tvf", "identity"]),
+        ("lddmm", ["tm-tvf", "not of lddmm"]),
+        ("lddmmm", ["lddmmm", "tm-tvf-lddmm"]),
+    ],
+)
 def test_convert_to_another_method_is_refused(method, words, state, path, tmp_path):
     torch.save(checkpoint(state), path)
     with rejects(ValueError, *words):
-        cli.convert(path, tmp_path / "weights.safetensors", method)
+        commands.weights.convert(path, tmp_path / "weights.safetensors", method)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_convert_refuses_the_name_of_the_output_before_it_reads(tmp_path):
     with rejects(ValueError, "weights.pth", ".safetensors"):
-        cli.convert(tmp_path / "nothing.pth.tar", tmp_path / "weights.pth")
+        commands.weights.convert(tmp_path / "nothing.pth.tar", tmp_path / "weights.pth")
     assert not list(tmp_path.iterdir())
 
 
-def test_convert_refuses_what_is_converted_already_and_says_what_it_cannot_write(state, path, tmp_path, monkeypatch):
+def test_convert_refuses_what_is_converted_already_and_says_what_it_cannot_write(
+    state, path, tmp_path, monkeypatch
+):
     torch.save(checkpoint(state), path)
     (tmp_path / "folder.safetensors").mkdir()
     with rejects(ValueError, "folder.safetensors", "must be a file"):
-        cli.convert(path, tmp_path / "folder.safetensors")
-    cli.convert(path, tmp_path / "out.safetensors")
+        commands.weights.convert(path, tmp_path / "folder.safetensors")
+    commands.weights.convert(path, tmp_path / "out.safetensors")
     with rejects(ValueError, "out.safetensors", "already"):
-        cli.convert(tmp_path / "out.safetensors", tmp_path / "again.safetensors")
+        commands.weights.convert(tmp_path / "out.safetensors", tmp_path / "again.safetensors")
     full = checkpoints.SafetensorError("I/O error:\nNo space left on device")
     monkeypatch.setattr(checkpoints, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(full))
     with rejects(OSError, "cannot write", "again.safetensors", "No space left"):
-        cli.convert(path, tmp_path / "again.safetensors")
+        commands.weights.convert(path, tmp_path / "again.safetensors")
     assert sorted(p.name for p in tmp_path.glob("*again*")) == []
 
 
 def test_window_is_for_released_checkpoints_only(state, path, tmp_path):
     torch.save(checkpoint(state), path)
-    cli.convert(path, tmp_path / "out.safetensors")
+    commands.weights.convert(path, tmp_path / "out.safetensors")
     with rejects(ValueError, "out.safetensors", "released checkpoints only"):
         checkpoints.load(tmp_path / "out.safetensors", (4, 4))
 
@@ -468,11 +537,11 @@ def test_failed_convert_writes_nothing(state, path, tmp_path):
     torch.save(checkpoint(without(state, HEAD)), path)
     out = tmp_path / "weights.safetensors"
     with rejects(ValueError, path.name, HEAD):
-        cli.convert(path, out)
+        commands.weights.convert(path, out)
     assert list(tmp_path.iterdir()) == [path]
     out.write_bytes(b"what was there")
     with rejects(ValueError, path.name, HEAD):
-        cli.convert(path, out)
+        commands.weights.convert(path, out)
     assert out.read_bytes() == b"what was there" and len(list(tmp_path.iterdir())) == 2
 
 
@@ -482,13 +551,16 @@ def test_convert_on_the_command_line(small, state, path, tmp_path, monkeypatch, 
     command = ["tvf", "convert", str(path), str(out), "--method", "tm-tvf-lddmm"]
     monkeypatch.setattr(sys, "argv", command)
     with rejects(SystemExit, "tvf: ", path.name, "window", "(2, 4)", "(4, 2)"):
-        cli.main()
+        commands.main()
     assert not out.exists()
     monkeypatch.setattr(sys, "argv", [*command, "--window", "2", "4"])
-    cli.main()
+    commands.main()
     printed = capsys.readouterr().out
     parameters = sum(p.numel() for p in small.network.parameters())
-    assert all(word in printed for word in (out.name, "tm-tvf-lddmm", "2D", "2 velocity fields", f"{parameters:,} parameters"))
+    assert all(
+        word in printed
+        for word in (out.name, "tm-tvf-lddmm", "2D", "2 velocity fields", f"{parameters:,} parameters")
+    )
     model = checkpoints.load(out)
     assert model.config.method == "tm-tvf-lddmm" and swin_config(model.config).window == (2, 4)
     assert_weights(model, small.network.state_dict())

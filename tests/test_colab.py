@@ -15,8 +15,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import tvf_core
-from tvf_core import card, colab
+from tvf_core import card
 from tvf_core.paths import ROOT
+from tvf_core.reporting import colab
 
 COLAB = json.loads((ROOT / "tests" / "colab.json").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,12 +49,16 @@ def test_only_what_colab_lacks_is_installed_and_what_it_has_is_pinned(monkeypatc
     def pip(command, **kwargs):
         calls.append(command)
         constraints = open(command[command.index("--constraint") + 1]).read().split()
-        assert constraints == [f"{name}=={COLAB['packages'][name]}" for name in ("torch", "numpy", "matplotlib")]
+        assert constraints == [
+            f"{name}=={COLAB['packages'][name]}" for name in ("torch", "numpy", "matplotlib")
+        ]
         return subprocess.CompletedProcess(command, len(calls) - 1, "", "ERROR: Cannot install")
 
     monkeypatch.setattr(subprocess, "run", pip)
     wanted = colab.install_missing()
-    assert [name_of(r) for r in wanted] == ["nilearn", "tyro", "convexadam", "surface-distance"] and calls[0][-4:] == wanted
+    assert [name_of(r) for r in wanted] == ["nilearn", "tyro", "convexadam", "surface-distance"] and calls[0][
+        -4:
+    ] == wanted
     with pytest.raises(RuntimeError, match="nilearn.*Cannot install"):
         colab.install_missing()
 
@@ -64,17 +69,31 @@ def test_where_all_is_there_nothing_is_installed(monkeypatch):
 
 
 def test_notebooks_import_nothing_that_neither_colab_nor_our_requirements_have():
-    ours = {name_of(r).replace("-", "_") for r in PROJECT["dependencies"]} | {"skimage", "PIL", "yaml", "IPython", "tvf_core", "data_download", "google"}
+    ours = {name_of(r).replace("-", "_") for r in PROJECT["dependencies"]} | {
+        "skimage",
+        "PIL",
+        "yaml",
+        "IPython",
+        "tvf_core",
+        "data_download",
+        "google",
+    }
     for path in NOTEBOOKS:
         for node in ast.walk(ast.parse("\n".join(code_cells(path)))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             for name in names:
                 root = name.split(".")[0]
                 assert root in ours or root in sys.stdlib_module_names, f"{path.name} imports {root}"
 
 
 def test_what_the_setup_uses_is_there_before_anything_is_installed():
-    """``tvf_core.colab`` is imported first: it, and what it imports, must need the standard library only."""
+    """``tvf_core.reporting.colab`` is imported first: it, and what it imports, must need the standard library only."""
     for source in card.closure("from tvf_core import colab").values():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
@@ -103,19 +122,36 @@ def on_colab(tmp_path, *cells, **environment):
     folder.mkdir(exist_ok=True)
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text("")
-    (package / "drive.py").write_text(f"def mount(place):\n    from tvf_core import colab\n    colab.DRIVE = {str(tmp_path / 'drive')!r}\n")
-    lines = ["import google.colab, sys", "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]", *cells,
-             "import tvf_core", "print(tvf_core.__file__)"]
+    (package / "drive.py").write_text(
+        f"def mount(place):\n    from tvf_core import colab\n    colab.DRIVE = {str(tmp_path / 'drive')!r}\n"
+    )
+    lines = [
+        "import google.colab, sys",
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]",
+        *cells,
+        "import tvf_core",
+        "print(tvf_core.__file__)",
+    ]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TVF_RUNS")} | environment
-    return subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True, input="",
-                          env=environment | {"PYTHONPATH": str(tmp_path / "site"), "COLAB_JUPYTER_IP": "127.0.0.1"})
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        input="",
+        env=environment | {"PYTHONPATH": str(tmp_path / "site"), "COLAB_JUPYTER_IP": "127.0.0.1"},
+    )
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """The package, as a repository with the tag of its version."""
     place = tmp_path_factory.mktemp("origin")
-    git = lambda *args: subprocess.run(["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@y", *args], check=True, capture_output=True)  # noqa: E731
+    git = lambda *args: subprocess.run(
+        ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@y", *args],
+        check=True,
+        capture_output=True,
+    )  # noqa: E731
     for name in ["pyproject.toml", *(str(f.relative_to(ROOT)) for f in (ROOT / "tvf_core").glob("*.py"))]:
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_bytes((ROOT / name).read_bytes())
@@ -130,12 +166,16 @@ def test_the_setup_brings_the_repository_once_and_puts_it_on_the_path(repository
     for _ in range(2):  # the second time, nothing is cloned
         done = on_colab(tmp_path, setup(), TVF_REPOSITORY=str(repository))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(tmp_path / "content" / "tmtvf-companion" / "tvf_core" / "__init__.py")]
+        assert done.stdout.split() == [
+            str(tmp_path / "content" / "tmtvf-companion" / "tvf_core" / "__init__.py")
+        ]
 
 
 def test_the_setup_asks_for_the_address_where_colab_does_not_tell_it(tmp_path):
     done = on_colab(tmp_path, setup())
-    assert "Address of the book's repository" in done.stdout and "EOFError" in done.stderr  # nobody is there to answer
+    assert (
+        "Address of the book's repository" in done.stdout and "EOFError" in done.stderr
+    )  # nobody is there to answer
 
 
 def test_the_address_is_read_from_what_colab_says_of_the_session():
@@ -156,5 +196,8 @@ def test_runs_are_kept_on_the_drive(repository, tmp_path):
 def test_the_launch_button_has_its_address():
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     assert config["launch_buttons"]["colab_url"] == "https://colab.research.google.com"
-    assert re.fullmatch(r"https://github\.com/[\w.-]+/tmtvf-companion", config["repository"]["url"]) and config["repository"]["branch"]
+    assert (
+        re.fullmatch(r"https://github\.com/[\w.-]+/tmtvf-companion", config["repository"]["url"])
+        and config["repository"]["branch"]
+    )
     assert "path_to_book" not in config["repository"]  # the notebooks' paths count from the root

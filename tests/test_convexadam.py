@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from tvf_core import fields, losses, metrics
-from tvf_core.baselines import convexadam
+from tvf_core.pairwise import convexadam
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("convexAdam") is None, reason=convexadam.INSTALL)
 QUICK = dict(grid_sp=3, disp_hw=2, selected_niter=5)
@@ -32,10 +32,17 @@ def pair():
     return as_batch(texture((20, 18, 17), 0)), as_batch(texture((20, 18, 17), 1))
 
 
-@pytest.mark.parametrize("axis, shift, shape", [
-    (0, 3.0, (36, 30, 30)), (1, -3.5, (30, 36, 30)), (2, 2.5, (30, 30, 36)),
-    (0, -3.0, (37, 31, 29)), (1, 3.5, (29, 41, 31)), (2, -2.5, (31, 29, 35)),
-])
+@pytest.mark.parametrize(
+    "axis, shift, shape",
+    [
+        (0, 3.0, (36, 30, 30)),
+        (1, -3.5, (30, 36, 30)),
+        (2, 2.5, (30, 30, 36)),
+        (0, -3.0, (37, 31, 29)),
+        (1, 3.5, (29, 41, 31)),
+        (2, -2.5, (31, 29, 35)),
+    ],
+)
 def test_a_known_translation_comes_back_in_voxels(axis, shift, shape):
     """Within 5% in the middle half, where the package alone is up to 8% short (5% of it by its scale)."""
     margin = 6  # a larger image behind both windows: nothing enters from outside
@@ -76,11 +83,15 @@ def test_the_displacement_is_the_package_s_own(pair):
     moving, fixed = pair
     ours = [convexadam.register(moving, fixed, rescale=r, **QUICK).displacement for r in (False, True)]
     # grid_sp=3 and grid_sp_adam=2: multiples of 6
-    padded = {"img_" + name: F.pad(image, (0, 1, 0, 0, 0, 4), mode="replicate")[0, 0]
-              for name, image in (("moving", moving), ("fixed", fixed))}
+    padded = {
+        "img_" + name: F.pad(image, (0, 1, 0, 0, 0, 4), mode="replicate")[0, 0]
+        for name, image in (("moving", moving), ("fixed", fixed))
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own = convex_adam_pt(**padded, **(convexadam.SETTINGS | QUICK), dtype=torch.float32, device=torch.device("cpu"))
+        own = convex_adam_pt(
+            **padded, **(convexadam.SETTINGS | QUICK), dtype=torch.float32, device=torch.device("cpu")
+        )
     own = torch.tensor(own[:20, :18, :17], dtype=torch.float32).movedim(-1, 0)[None]
     assert ours[0].dtype == torch.float32 and ours[0].shape == (1, 3, 20, 18, 17)
     assert own.abs().max() > 0.5 and torch.equal(ours[0], own)
@@ -88,7 +99,9 @@ def test_the_displacement_is_the_package_s_own(pair):
 
 
 def test_without_the_adam_stage_the_search_is_in_voxels_already(pair):
-    ours = [convexadam.register(*pair, rescale=r, **QUICK, lambda_weight=0).displacement for r in (False, True)]
+    ours = [
+        convexadam.register(*pair, rescale=r, **QUICK, lambda_weight=0).displacement for r in (False, True)
+    ]
     assert torch.equal(*ours)
 
 
@@ -98,7 +111,9 @@ def test_the_package_s_defaults_are_as_written_here():
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
     parameters = inspect.signature(convex_adam_pt).parameters
-    assert convexadam.PACKAGE_DEFAULTS == {name: parameters[name].default for name in convexadam.PACKAGE_DEFAULTS}
+    assert convexadam.PACKAGE_DEFAULTS == {
+        name: parameters[name].default for name in convexadam.PACKAGE_DEFAULTS
+    }
 
 
 def test_a_batch_of_two_is_two_single_ones(pair):
@@ -108,7 +123,9 @@ def test_a_batch_of_two_is_two_single_ones(pair):
     assert torch.equal(both, torch.cat([one, other])) and not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
 def test_the_caller_s_mode_changes_nothing(pair, mode):
     expected = convexadam.register(*pair, **QUICK).displacement
     with mode():
@@ -148,8 +165,10 @@ def test_a_smooth_pair_is_aligned(smooth_image, smooth_field):
     labels = 1 + (moving > 0.5).long()
     fixed_labels = fields.warp_labels(labels, u)
     result = convexadam.solve(moving, fixed)
-    before, after = (metrics.dice(moved, fixed_labels, labels, [1, 2]).mean()
-                     for moved in (labels, fields.warp_labels(labels, result.displacement)))
+    before, after = (
+        metrics.dice(moved, fixed_labels, labels, [1, 2]).mean()
+        for moved in (labels, fields.warp_labels(labels, result.displacement))
+    )
     assert after > before + 0.01
     assert losses.mse(result.warped, fixed) < 0.3 * losses.mse(moving, fixed)
     assert (result.displacement - u).norm() < 0.5 * u.norm()
@@ -178,8 +197,17 @@ def test_errors_come_in_one_line_before_any_work(pair, monkeypatch):
     assert "NaN" in message(ValueError, pair[0], pair[1] * torch.nan)
 
 
-@pytest.mark.parametrize("grid", [dict(), dict(grid_sp=3), dict(grid_sp=4), dict(grid_sp=2, grid_sp_adam=4),
-                                  dict(grid_sp=2, grid_sp_adam=5)], ids=str)
+@pytest.mark.parametrize(
+    "grid",
+    [
+        dict(),
+        dict(grid_sp=3),
+        dict(grid_sp=4),
+        dict(grid_sp=2, grid_sp_adam=4),
+        dict(grid_sp=2, grid_sp_adam=5),
+    ],
+    ids=str,
+)
 def test_the_smallest_size_works(grid):
     with pytest.raises(ValueError, match="voxels") as caught:
         convexadam.register(*torch.rand(2, 1, 1, 1, 20, 20), **grid)

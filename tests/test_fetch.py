@@ -73,7 +73,7 @@ def server():
                 self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
             self.end_headers()
             for k in range(begin, box.cut or len(content), 1 << 16):
-                block = content[k:min(k + (1 << 16), box.cut or len(content))]
+                block = content[k : min(k + (1 << 16), box.cut or len(content))]
                 box.sent += len(block)  # before: the client may be through before this thread goes on
                 try:
                     self.wfile.write(block)
@@ -83,7 +83,15 @@ def server():
                 time.sleep(box.pause)
 
     box = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    box.files, box.ranges, box.cut, box.pause, box.fails, box.sent, box.asked = {"/a": CONTENT}, True, None, 0.0, 0, 0, []
+    box.files, box.ranges, box.cut, box.pause, box.fails, box.sent, box.asked = (
+        {"/a": CONTENT},
+        True,
+        None,
+        0.0,
+        0,
+        0,
+        [],
+    )
     box.url = f"http://127.0.0.1:{box.server_port}"
     threading.Thread(target=box.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield box
@@ -92,8 +100,13 @@ def server():
 
 
 def remote(url="", content=CONTENT, name="a", algorithm="sha256", size=None):
-    return Remote(name, f"{url}/{name}", f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}", f"set/{name}",
-                  len(content) if size is None else size)
+    return Remote(
+        name,
+        f"{url}/{name}",
+        f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}",
+        f"set/{name}",
+        len(content) if size is None else size,
+    )
 
 
 def there(folder):
@@ -112,8 +125,14 @@ def fill_mirror(folder, monkeypatch, **files):
 @pytest.mark.parametrize("size", [None, 0])
 def test_fetches_once(server, tmp_path, algorithm, size):
     server.files["/b"] = CONTENT[:1000]
-    remotes = [remote(server.url, algorithm=algorithm, size=size), remote(server.url, CONTENT[:1000], "b", algorithm, size)]
-    assert fetch(remotes, tmp_path / "new", progress=False) == ([tmp_path / "new" / "a", tmp_path / "new" / "b"], 2)
+    remotes = [
+        remote(server.url, algorithm=algorithm, size=size),
+        remote(server.url, CONTENT[:1000], "b", algorithm, size),
+    ]
+    assert fetch(remotes, tmp_path / "new", progress=False) == (
+        [tmp_path / "new" / "a", tmp_path / "new" / "b"],
+        2,
+    )
     assert (tmp_path / "new" / "a").read_bytes() == CONTENT and there(tmp_path / "new") == ["a", "b"]
     assert server.sent == len(CONTENT) + 1000
     assert fetch(remotes, tmp_path / "new", progress=False)[1] == 0 and len(server.asked) == 2
@@ -129,7 +148,9 @@ def test_continues_a_part(server, tmp_path, ranges):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-@pytest.mark.parametrize("part", [b"x" * 1000, b"x" * len(CONTENT), CONTENT + b"x"], ids=["wrong", "wrong and whole", "too long"])
+@pytest.mark.parametrize(
+    "part", [b"x" * 1000, b"x" * len(CONTENT), CONTENT + b"x"], ids=["wrong", "wrong and whole", "too long"]
+)
 def test_a_bad_part_is_begun_anew(server, tmp_path, part, ranges):
     server.ranges = ranges
     (tmp_path / ".a.part").write_bytes(part)
@@ -173,7 +194,9 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 def test_no_such_file_or_server(server, tmp_path):
     with rejects(OSError, f"{server.url}/b", "404", "same command"):
         fetch([remote(server.url), remote(server.url, name="b")], tmp_path, progress=False)
-    assert there(tmp_path) == ["a"] and len(server.asked) == 2, "what is whole stays, and a 404 is not asked again"
+    assert there(tmp_path) == ["a"] and len(server.asked) == 2, (
+        "what is whole stays, and a 404 is not asked again"
+    )
     with rejects(OSError, "http://127.0.0.1:9/b", "no connection", "same command"):
         fetch([remote("http://127.0.0.1:9", name="b")], tmp_path, progress=False)
 
@@ -212,7 +235,9 @@ def test_mirror(tmp_path, monkeypatch):
     (tmp_path / "new" / ".a.part").write_bytes(CONTENT[:1000])
     hashed, once = [], fetching._hash
     monkeypatch.setattr(fetching, "_hash", lambda path, remote: hashed.append(path) or once(path, remote))
-    assert fetch([remote()], tmp_path / "new", progress=False)[1] == 1 and len(hashed) == 1, "continued, not begun anew"
+    assert fetch([remote()], tmp_path / "new", progress=False)[1] == 1 and len(hashed) == 1, (
+        "continued, not begun anew"
+    )
     assert (tmp_path / "new" / "a").read_bytes() == CONTENT and there(tmp_path / "new") == ["a"]
     (tmp_path / "new" / "a").write_bytes(b"?")
     (tmp_path / "new" / ".a.part").write_bytes(b"?" * len(CONTENT))
@@ -224,7 +249,14 @@ def test_mirror(tmp_path, monkeypatch):
 
 def test_damaged_mirror(tmp_path, monkeypatch):
     fill_mirror(tmp_path / "mirror", monkeypatch, a=CONTENT[:300_000] + b"?" + CONTENT[300_001:])
-    with rejects(ValueError, "a: expected", remote().hash, tmp_path / "mirror" / "set" / "a", "damaged", "unset TVF_DATA_MIRROR"):
+    with rejects(
+        ValueError,
+        "a: expected",
+        remote().hash,
+        tmp_path / "mirror" / "set" / "a",
+        "damaged",
+        "unset TVF_DATA_MIRROR",
+    ):
         fetch([remote()], tmp_path / "new", progress=False)
     assert there(tmp_path / "new") == []
 
@@ -250,7 +282,11 @@ def test_killed_in_the_middle(server, tmp_path):
     assert there(tmp_path) == [".a.part"]
     had, server.pause, server.asked = (tmp_path / ".a.part").stat().st_size, 0.0, []
     fetch([one], tmp_path, progress=False)
-    assert (tmp_path / "a").read_bytes() == CONTENT and server.asked == [f"bytes={had}-"] and there(tmp_path) == ["a"]
+    assert (
+        (tmp_path / "a").read_bytes() == CONTENT
+        and server.asked == [f"bytes={had}-"]
+        and there(tmp_path) == ["a"]
+    )
 
 
 def wait_for(condition, seconds=20):
@@ -290,7 +326,9 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
+        )
     except FileNotFoundError:
         pytest.skip("no mount on this system")
     if done.returncode:
@@ -320,7 +358,9 @@ def test_unpacking_on_a_full_disk(small_disk, tmp_path):
     large = make_tar(tmp_path / "large.tar.gz", {"a": bytes(2_000_000)})
     with rejects(OSError, small_disk, "2 MB are needed", "--root"):
         unpack(large, small_disk / "new", progress=False)
-    many = make_tar(tmp_path / "many.tar.gz", {f"{k}": b"x" for k in range(400)})  # 400 bytes, but a page each
+    many = make_tar(
+        tmp_path / "many.tar.gz", {f"{k}": b"x" for k in range(400)}
+    )  # 400 bytes, but a page each
     with rejects(OSError, f"the disk at {small_disk} is full", "--root"):
         unpack(many, small_disk / "new", progress=False)
     assert there(small_disk) == []
@@ -403,11 +443,17 @@ def test_unpacks(tmp_path, name):
     if name.lower().endswith("zip"):
         archive = make_zip(tmp_path / name, {"set/": b"", **FILES})
     else:
-        archive = make_tar(tmp_path / name, FILES, "w:" if name.endswith("tar") else "w:gz", **{"./": tarfile.DIRTYPE})
+        archive = make_tar(
+            tmp_path / name, FILES, "w:" if name.endswith("tar") else "w:gz", **{"./": tarfile.DIRTYPE}
+        )
     (tmp_path / ".new.part").mkdir()
     (tmp_path / ".new.part" / "stale").write_bytes(b"of a killed run")
     assert unpack(archive, tmp_path / "new", progress=False) == tmp_path / "new"
-    found = {str(f.relative_to(tmp_path / "new")): f.read_bytes() for f in (tmp_path / "new").rglob("*") if f.is_file()}
+    found = {
+        str(f.relative_to(tmp_path / "new")): f.read_bytes()
+        for f in (tmp_path / "new").rglob("*")
+        if f.is_file()
+    }
     assert found == FILES and there(tmp_path) == sorted([name, "new"])
     with rejects(FileExistsError, tmp_path / "new", "already"):
         unpack(archive, tmp_path / "new", progress=False)
@@ -417,13 +463,19 @@ def test_unpacks(tmp_path, name):
 GOOD = {"good": b"1"}
 HOSTILE = {  # name: (maker of the archive, words)
     "tar ..": (lambda p: make_tar(p / "x.tar", GOOD | {"a/../../x": b""}, "w:"), ["'a/../../x'", "leaves"]),
-    "tar absolute": (lambda p: make_tar(p / "x.tar.gz", GOOD | {"/elsewhere/x": b""}), ["'/elsewhere/x'", "leaves"]),
+    "tar absolute": (
+        lambda p: make_tar(p / "x.tar.gz", GOOD | {"/elsewhere/x": b""}),
+        ["'/elsewhere/x'", "leaves"],
+    ),
     "tar symlink": (lambda p: make_tar(p / "x.tar.gz", GOOD, link=tarfile.SYMTYPE), ["'link'", "link"]),
     "tar hard link": (lambda p: make_tar(p / "x.tar.gz", GOOD, link=tarfile.LNKTYPE), ["'link'", "link"]),
     "tar device": (lambda p: make_tar(p / "x.tar.gz", GOOD, dev=tarfile.CHRTYPE), ["'dev'", "device"]),
     "tar pipe": (lambda p: make_tar(p / "x.tar.gz", GOOD, pipe=tarfile.FIFOTYPE), ["'pipe'", "device"]),
     "zip ..": (lambda p: make_zip(p / "x.zip", GOOD | {"../x": b""}), ["'../x'", "leaves"]),
-    "zip absolute": (lambda p: make_zip(p / "x.zip", GOOD | {"/elsewhere/x": b""}), ["'/elsewhere/x'", "leaves"]),
+    "zip absolute": (
+        lambda p: make_zip(p / "x.zip", GOOD | {"/elsewhere/x": b""}),
+        ["'/elsewhere/x'", "leaves"],
+    ),
     "zip drive": (lambda p: make_zip(p / "x.zip", GOOD | {"C:x": b""}), ["'C:x'", "leaves"]),
     "zip backslash": (lambda p: make_zip(p / "x.zip", GOOD | {"..\\x": b""}), [r"'..\\x'", "leaves"]),
     "zip symlink": (lambda p: make_zip(p / "x.zip", GOOD, links=["link"]), ["'link'", "link"]),
@@ -454,7 +506,9 @@ def test_damaged_archives(tmp_path, name):
     cuts = [whole[:k] for k in (100, 512, 1024, 1200, 1536, len(whole) // 2, end - 400, end - 1)]
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
-    broken = [b"no archive", b"", bytes(10240), *cuts] + ([] if name == "x.tar" else [bytes(flipped)])  # a tar has no checksum
+    broken = [b"no archive", b"", bytes(10240), *cuts] + (
+        [] if name == "x.tar" else [bytes(flipped)]
+    )  # a tar has no checksum
     for content in broken:
         (tmp_path / name).write_bytes(content)
         with rejects(ValueError, tmp_path / name):
@@ -483,8 +537,12 @@ def test_killed_while_unpacking(tmp_path):
     assert there(tmp_path) == ["new", "x.tar.gz"] and len(there(tmp_path / "new")) == 20
 
 
-ARRAYS = (np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.asfortranarray(np.arange(12, dtype=np.int16).reshape(3, 4)),
-          np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3)[:, ::2], np.arange(5, dtype=">f4"))
+ARRAYS = (
+    np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+    np.asfortranarray(np.arange(12, dtype=np.int16).reshape(3, 4)),
+    np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3)[:, ::2],
+    np.arange(5, dtype=">f4"),
+)
 
 
 @pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
@@ -498,7 +556,9 @@ def test_loads_arrays(tmp_path, monkeypatch, protocol, kind, numpy):
     written = pickle.dumps(kind(ARRAYS), protocol)
     assert numpy.encode() in written
     (tmp_path / "x.pkl").write_bytes(written)
-    for array, plain, loaded in zip(ARRAYS, pickle.loads(written), load_arrays(tmp_path / "x.pkl"), strict=True):
+    for array, plain, loaded in zip(
+        ARRAYS, pickle.loads(written), load_arrays(tmp_path / "x.pkl"), strict=True
+    ):
         assert loaded.dtype == plain.dtype.newbyteorder("=") and loaded.strides == plain.strides
         np.testing.assert_array_equal(loaded, array)
 
@@ -547,10 +607,17 @@ def test_no_way_around(tmp_path):
 def test_refuses_what_is_not_arrays(tmp_path):
     path = tmp_path / "x.pkl"
     record = np.zeros(2, dtype=[("a", "f4"), ("b", object)])
-    for content, words in [({"a": ARRAYS[0]}, ["tuple", "dict"]), (ARRAYS[0], ["tuple", "ndarray"]), ((), ["tuple"]),
-                           ((ARRAYS[0], "text"), ["arrays", "str"]), ((ARRAYS[0], None), ["NoneType"]),
-                           ((np.array([1, "a"], dtype=object),), ["numbers", "object"]), ((record,), ["numbers"]),
-                           ((np.array(["a"]),), ["numbers"]), ((np.float32(1),), ["refused", "scalar"])]:
+    for content, words in [
+        ({"a": ARRAYS[0]}, ["tuple", "dict"]),
+        (ARRAYS[0], ["tuple", "ndarray"]),
+        ((), ["tuple"]),
+        ((ARRAYS[0], "text"), ["arrays", "str"]),
+        ((ARRAYS[0], None), ["NoneType"]),
+        ((np.array([1, "a"], dtype=object),), ["numbers", "object"]),
+        ((record,), ["numbers"]),
+        ((np.array(["a"]),), ["numbers"]),
+        ((np.float32(1),), ["refused", "scalar"]),
+    ]:
         path.write_bytes(pickle.dumps(content))
         with rejects(ValueError, path, *words):
             load_arrays(path)
@@ -581,7 +648,9 @@ def test_forged_descriptions_of_arrays_reach_no_memory(tmp_path):
                 [found] = load_arrays(path)
             except ValueError:
                 continue
-            assert found.dtype == np.float64 and found.tobytes() == pointers  # plain numbers, whatever else was claimed
+            assert (
+                found.dtype == np.float64 and found.tobytes() == pointers
+            )  # plain numbers, whatever else was claimed
 
 
 def test_an_array_that_was_a_memory_map_is_read(tmp_path):

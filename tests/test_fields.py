@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from tvf_core import fields
+from tvf_core import fields, metrics
 
 SIZES = [(8, 11), (7, 6), (9, 8, 7), (6, 7, 10)]
 each_size = pytest.mark.parametrize("shape", SIZES, ids=str)
@@ -59,7 +59,9 @@ def test_zero_displacement_is_the_identity(shape):
 @pytest.mark.parametrize("shape,shift", [((8, 11), (2, -3)), ((7, 6), (-1, 2)), ((6, 7, 10), (1, -2, 3))])
 def test_integer_shift_equals_slicing_and_zeros(shape, shift):
     image = noise(shape, 2)
-    displacement = torch.tensor(shift, dtype=torch.float32).view(1, -1, *[1] * len(shape)).expand(1, -1, *shape)
+    displacement = (
+        torch.tensor(shift, dtype=torch.float32).view(1, -1, *[1] * len(shape)).expand(1, -1, *shape)
+    )
     expected = torch.zeros_like(image)
     to = [slice(max(0, -s), n - max(0, s)) for s, n in zip(shift, shape)]
     origin = [slice(max(0, s), n - max(0, -s)) for s, n in zip(shift, shape)]
@@ -85,7 +87,9 @@ def test_label_warp_equals_scipy_nearest(shape):
     assert ((x - x.floor() - 0.5).abs() > 1e-4).all(), "ties are undefined: choose another seed"
     warped = fields.warp_labels(labels, u)
     assert warped.dtype == labels.dtype
-    expected = scipy_warp(labels[0, 0].numpy(), u[0].numpy(), 0, "constant")  # as Learn2Reg: outside [0, n - 1] is 0
+    expected = scipy_warp(
+        labels[0, 0].numpy(), u[0].numpy(), 0, "constant"
+    )  # as Learn2Reg: outside [0, n - 1] is 0
     np.testing.assert_array_equal(warped[0, 0].numpy(), expected)
 
 
@@ -111,10 +115,14 @@ def test_each_sample_of_a_batch_gets_its_own_displacement():
 @pytest.mark.parametrize("shape", [(20, 23), (14, 15, 16)], ids=str)
 def test_warping_twice_equals_warping_by_the_composition(shape, smooth_field):
     dim = len(shape)
-    image = (grid(shape) * torch.arange(1.0, dim + 1, dtype=torch.float64).view(1, -1, *[1] * dim)).sum(1, keepdim=True)
+    image = (grid(shape) * torch.arange(1.0, dim + 1, dtype=torch.float64).view(1, -1, *[1] * dim)).sum(
+        1, keepdim=True
+    )
     outer, inner = (smooth_field(shape, amplitude=2, sigma=2, seed=s, dtype=torch.float64) for s in (1, 2))
     twice = fields.warp(fields.warp(image, outer), inner)
-    torch.testing.assert_close(inside(fields.warp(image, fields.compose(outer, inner)), 3, dim), inside(twice, 3, dim))
+    torch.testing.assert_close(
+        inside(fields.warp(image, fields.compose(outer, inner)), 3, dim), inside(twice, 3, dim)
+    )
     swapped = fields.warp(image, fields.compose(inner, outer))
     assert (inside(swapped - twice, 3, dim)).abs().max() > 0.1  # so the order was tested
 
@@ -128,12 +136,18 @@ def test_composition_of_affine_maps_is_the_matrix_product(shape):
     torch.testing.assert_close(inside(ours, 3, dim), inside(affine(product, shape), 3, dim))
 
 
-@pytest.mark.parametrize("small,large", [((6, 7), (12, 14)), ((6, 8), (9, 20)), ((5, 6, 7), (10, 12, 14)),
-                                         ((6, 8, 5), (9, 10, 15))], ids=str)
+@pytest.mark.parametrize(
+    "small,large",
+    [((6, 7), (12, 14)), ((6, 8), (9, 20)), ((5, 6, 7), (10, 12, 14)), ((6, 8, 5), (9, 10, 15))],
+    ids=str,
+)
 def test_resize_keeps_an_affine_map_and_scales_its_values(small, large):
     dim = len(small)
     ratio = torch.tensor([b / a for a, b in zip(small, large)], dtype=torch.float64).view(1, -1, *[1] * dim)
-    matrix, offset = torch.tensor(MATRIX[:dim, :dim] - np.eye(dim)), torch.linspace(0.3, 0.9, dim, dtype=torch.float64)
+    matrix, offset = (
+        torch.tensor(MATRIX[:dim, :dim] - np.eye(dim)),
+        torch.linspace(0.3, 0.9, dim, dtype=torch.float64),
+    )
 
     def in_large_voxels(x):
         return torch.einsum("ij,bj...->bi...", matrix, x) + offset.view(1, -1, *[1] * dim)
@@ -165,7 +179,9 @@ def test_an_affine_map_survives_halving_and_doubling(shape):
     u = affine(MATRIX, shape, offset=0.7)
     back = fields.double(fields.halve(u) / 2, shape)
     assert back.shape == u.shape
-    torch.testing.assert_close(inside(back, 3, dim), inside(u, 3, dim))  # 3: an odd last voxel is a block of its own
+    torch.testing.assert_close(
+        inside(back, 3, dim), inside(u, 3, dim)
+    )  # 3: an odd last voxel is a block of its own
 
 
 @each_size
@@ -201,14 +217,16 @@ def test_fixed_point_inverse_composes_to_the_identity_on_both_sides(shape, smoot
 
 def test_inverse_consistency_error_is_a_distance_in_voxels():
     u = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 8, 9)
-    torch.testing.assert_close(fields.inverse_consistency_error(u, -u), torch.zeros(1, 8, 9))
-    torch.testing.assert_close(fields.inverse_consistency_error(u, u), torch.full((1, 8, 9), 10.0))
+    torch.testing.assert_close(metrics.inverse_consistency_error(u, -u), torch.zeros(1, 8, 9))
+    torch.testing.assert_close(metrics.inverse_consistency_error(u, u), torch.full((1, 8, 9), 10.0))
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=str)
 def test_gradients_of_warp_are_right_for_image_and_displacement(shape):
     rng = np.random.default_rng(0)
-    cell = np.stack([rng.integers(0, s - 1, shape) for s in shape])  # inside one cell: no kink of the interpolation
+    cell = np.stack(
+        [rng.integers(0, s - 1, shape) for s in shape]
+    )  # inside one cell: no kink of the interpolation
     u = torch.tensor(cell + rng.uniform(0.2, 0.8, cell.shape))[None] - grid(shape)
     image = noise(shape, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(fields.warp, (image.requires_grad_(), u.requires_grad_()))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tvf_core import checkpoints, cli, fields, fsim, integrate, losses, metrics, released
-from tvf_core.baselines import lapirn
+from tvf_core import checkpoints, commands, fields, integrate, losses, metrics, released
 from tvf_core.methods import swin_config
+from tvf_core.networks import lapirn
 
 
 def agree(name, ours, golden, tolerance=1e-4, relative=False):
@@ -53,7 +53,9 @@ def test_soft_dice_and_its_gradient_are_the_released_ones(released_losses):
 
 def test_the_warp_leaves_each_label_the_released_mass(released_losses):
     file, x = released_losses
-    one_hot = torch.stack([x["moving_labels"][0, 0] == k for k in range(len(file["warped_label_mass"]))])[None]
+    one_hot = torch.stack([x["moving_labels"][0, 0] == k for k in range(len(file["warped_label_mass"]))])[
+        None
+    ]
     mass = fields.warp(one_hot.float(), x["displacement"]).sum((0, 2, 3, 4), dtype=torch.float64)
     agree("mass / voxels", mass / x["fixed"].numel(), file["warped_label_mass"] / x["fixed"].numel(), 1e-6)
 
@@ -80,12 +82,18 @@ def test_released_lddmm_energy_and_its_gradient_are_the_released_ones(released_l
 def learn2reg(golden):
     file = golden("l2r_evaluation")
     labels = {name: torch.from_numpy(file[name]).long()[None, None] for name in ("moving", "fixed", "warped")}
-    return file, labels, torch.from_numpy(file["displacement"]).movedim(-1, 0)[None]  # there components come last
+    return (
+        file,
+        labels,
+        torch.from_numpy(file["displacement"]).movedim(-1, 0)[None],
+    )  # there components come last
 
 
 def test_dice_sdlogj_and_folding_are_those_of_learn2reg(learn2reg):
     file, labels, u = learn2reg
-    scores = metrics.dice(labels["warped"], labels["fixed"], labels["moving"], range(1, 1 + len(file["dice"])))
+    scores = metrics.dice(
+        labels["warped"], labels["fixed"], labels["moving"], range(1, 1 + len(file["dice"]))
+    )
     agree("dice per label", scores, file["dice"])
     agree("dice mean", np.nanmean(scores), file["dice_mean"])
     agree("sdlogj", metrics.sdlogj(u), file["sdlogj"])
@@ -94,7 +102,9 @@ def test_dice_sdlogj_and_folding_are_those_of_learn2reg(learn2reg):
 
 def test_hd95_is_that_of_learn2reg(learn2reg):
     file, labels, _ = learn2reg
-    scores = metrics.hd95(labels["warped"], labels["fixed"], labels["moving"], range(1, 1 + len(file["hd95"])))
+    scores = metrics.hd95(
+        labels["warped"], labels["fixed"], labels["moving"], range(1, 1 + len(file["hd95"]))
+    )
     agree("hd95 per label", scores, file["hd95"])
     agree("hd95 mean", np.nanmean(scores), file["hd95_mean"])
 
@@ -106,13 +116,17 @@ def test_label_warp_is_that_of_learn2reg(learn2reg):
 
 def test_ssim_is_that_of_wang_2004(golden):
     file = golden("ssim_fsim")
-    ours = [metrics.ssim(*(torch.from_numpy(x)[None, None] for x in pair)) for pair in zip(file["a"], file["b"])]
+    ours = [
+        metrics.ssim(*(torch.from_numpy(x)[None, None] for x in pair)) for pair in zip(file["a"], file["b"])
+    ]
     agree("ssim", ours, file["ssim"])
 
 
 def test_fsim_is_that_of_zhang_2011(golden):
     file = golden("ssim_fsim")
-    ours = [fsim.fsim(*(torch.from_numpy(x)[None, None] for x in pair)) for pair in zip(file["a"], file["b"])]
+    ours = [
+        metrics.fsim(*(torch.from_numpy(x)[None, None] for x in pair)) for pair in zip(file["a"], file["b"])
+    ]
     agree("fsim", ours, file["fsim"])
 
 
@@ -122,9 +136,22 @@ def test_non_diffeomorphic_volume_is_that_of_liu_2024(name, golden):
     u = torch.from_numpy(file[f"{name}_displacement"]).movedim(-1, 0)[None]  # there components come last
     voxels = u[0, 0].numel()
     agree(f"{name} percent", metrics.ndv_percent(u), file[f"{name}_percent"])
-    agree(f"{name} volume", metrics.ndv_percent(u) * voxels / 100, file[f"{name}_volume"], 1e-6 * max(1, file[f"{name}_volume"] * 10))
-    agree(f"{name} voxels", metrics.folding_percent(u, "replicated") * voxels / 100, file[f"{name}_nondiffeomorphic_voxels"])
-    agree(f"{name} voxels percent", metrics.folding_percent(u, "replicated"), file[f"{name}_nondiffeomorphic_voxels_percent"])
+    agree(
+        f"{name} volume",
+        metrics.ndv_percent(u) * voxels / 100,
+        file[f"{name}_volume"],
+        1e-6 * max(1, file[f"{name}_volume"] * 10),
+    )
+    agree(
+        f"{name} voxels",
+        metrics.folding_percent(u, "replicated") * voxels / 100,
+        file[f"{name}_nondiffeomorphic_voxels"],
+    )
+    agree(
+        f"{name} voxels percent",
+        metrics.folding_percent(u, "replicated"),
+        file[f"{name}_nondiffeomorphic_voxels_percent"],
+    )
 
 
 RELEASED = ["released_tm_tvf_3d", "released_tm_3d", "released_tm_oasis_3d", "released_tm_2d"]
@@ -137,8 +164,11 @@ def registered(model, file):
     ours = {"displacement": result.displacement, "warped": result.warped}
     if result.velocity is not None:
         steps = result.velocity.shape[1]
-        ours |= {"inverse_displacement": result.inverse(), "velocities": result.velocity / steps,  # theirs: per interval
-                 "half_displacements": integrate.trajectory(result.velocity, method="released")[:, 1:]}
+        ours |= {
+            "inverse_displacement": result.inverse(),
+            "velocities": result.velocity / steps,  # theirs: per interval
+            "half_displacements": integrate.trajectory(result.velocity, method="released")[:, 1:],
+        }
     return ours
 
 
@@ -146,12 +176,20 @@ def registered(model, file):
 def test_released_network_gives_every_stored_array(name, golden, tmp_path):
     file = golden(name)
     meta = json.loads(str(file["meta"]))
-    state = {key.removeprefix("state/"): torch.from_numpy(file[key]) for key in file.files if key.startswith("state/")}
+    state = {
+        key.removeprefix("state/"): torch.from_numpy(file[key])
+        for key in file.files
+        if key.startswith("state/")
+    }
     torch.save(state, tmp_path / f"{name}.pth")
-    model = checkpoints.load(tmp_path / f"{name}.pth", tuple(meta["window_size"]))  # the one thing shapes leave open
+    model = checkpoints.load(
+        tmp_path / f"{name}.pth", tuple(meta["window_size"])
+    )  # the one thing shapes leave open
     encoder = swin_config(model.config)
     assert (encoder.embed, encoder.depths, encoder.heads, encoder.window) == (
-        meta["embed_dim"], *(tuple(meta[key]) for key in ("depths", "num_heads", "window_size")))
+        meta["embed_dim"],
+        *(tuple(meta[key]) for key in ("depths", "num_heads", "window_size")),
+    )
     assert model.config.dim == len(meta["img_size"]) and model.config.time_steps == meta.get("time_steps", 8)
     ours = registered(model, file)
     stored = {key for key in file.files if not key.startswith("state/")} - {"meta", "input"}
@@ -164,7 +202,7 @@ def test_released_checkpoint_file_gives_the_same_displacement(golden, tmp_path):
     file = golden("released_tm_tvf_3d")
     checkpoint = next(iter(sorted(golden.folder.glob("dsc*.pth.tar"))))
     converted = tmp_path / "converted.safetensors"
-    cli.convert(checkpoint, converted)
+    commands.weights.convert(checkpoint, converted)
     for path in (checkpoint, converted):  # configuration, window included, from the file alone
         model = checkpoints.load(path)
         assert list(swin_config(model.config).window) == json.loads(str(file["meta"]))["window_size"]
@@ -181,36 +219,66 @@ def stored_by_vm_diff(network, moving, fixed, displacement):
     mean, log_variance = network.distribution(moving, fixed)
     half = torch.tensor(displacement.shape[2:]).sub(1).div(2).view(1, -1, *[1] * network.dim)
     places = fields.identity_grid(displacement.shape[2:]) + displacement
-    return {"velocity_mean": mean, "velocity_log_variance": log_variance, "map_normalised": places / half - 1,
-            "displacement_half_resolution": network.half_displacement(mean)}
+    return {
+        "velocity_mean": mean,
+        "velocity_log_variance": log_variance,
+        "map_normalised": places / half - 1,
+        "displacement_half_resolution": network.half_displacement(mean),
+    }
 
 
 def stored_by_lapirn(network, moving, fixed, displacement):
     levels = network.pyramid(moving, fixed)
     if network.diffeomorphic:
         velocities = [normalised(velocity[:, 0]) for _, velocity in levels]
-        return {"displacement_normalised": normalised(displacement), "fixed": fixed, "velocity_total": velocities[2],
-                "level1_velocity": velocities[0], "level2_velocity": velocities[1]}
+        return {
+            "displacement_normalised": normalised(displacement),
+            "fixed": fixed,
+            "velocity_total": velocities[2],
+            "level1_velocity": velocities[0],
+            "level2_velocity": velocities[1],
+        }
     sums = [normalised(u) for u, _ in levels]
     # what each level adds; the upsampled field below is theirs in normalised coordinates, without rescaling
-    added = [sums[0], *[a - torch.nn.functional.interpolate(b, scale_factor=2, mode="trilinear") for a, b in zip(sums[1:], sums)]]
-    return {"field_normalised": sums[2], "fixed": fixed, "level1_field": added[0], "level2_field": added[1], "level3_field": added[2]}
+    added = [
+        sums[0],
+        *[
+            a - torch.nn.functional.interpolate(b, scale_factor=2, mode="trilinear")
+            for a, b in zip(sums[1:], sums)
+        ],
+    ]
+    return {
+        "field_normalised": sums[2],
+        "fixed": fixed,
+        "level1_field": added[0],
+        "level2_field": added[1],
+        "level3_field": added[2],
+    }
 
 
 BASELINES = {  # file -> method, and what its network computes besides displacement and warped image
-    "released_vm2_3d": ("vm-2", None), "released_vm2_2d": ("vm-2", None), "released_cyclemorph_3d": ("cyclemorph", None),
+    "released_vm2_3d": ("vm-2", None),
+    "released_vm2_2d": ("vm-2", None),
+    "released_cyclemorph_3d": ("cyclemorph", None),
     "released_vmdiff_3d": ("vm-diff", stored_by_vm_diff),
-    "released_lapirn_disp_3d": ("lapirn", stored_by_lapirn), "released_lapirn_diff_3d": ("lapirn-diff", stored_by_lapirn),
+    "released_lapirn_disp_3d": ("lapirn", stored_by_lapirn),
+    "released_lapirn_diff_3d": ("lapirn-diff", stored_by_lapirn),
 }
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_released_baseline_gives_every_stored_array(name, golden, tmp_path):
     file, (method, more) = golden(name), BASELINES[name]
-    state = {key.removeprefix("state/"): torch.from_numpy(file[key]) for key in file.files if key.startswith("state/")}
+    state = {
+        key.removeprefix("state/"): torch.from_numpy(file[key])
+        for key in file.files
+        if key.startswith("state/")
+    }
     torch.save({"state_dict": state}, tmp_path / f"{name}.pth.tar")
     model = checkpoints.load(tmp_path / f"{name}.pth.tar", method=method)
-    assert model.config.method == method and model.config.dim == len(json.loads(str(file["meta"]))["img_size"])
+    assert model.config.method == method and model.config.dim == len(
+        json.loads(str(file["meta"]))["img_size"]
+    )
     moving, fixed = torch.from_numpy(file["input"]).split(1, dim=1)
     result = model.register(moving, fixed)
     ours = {"displacement": result.displacement, "warped": result.warped}
@@ -222,8 +290,10 @@ def test_released_baseline_gives_every_stored_array(name, golden, tmp_path):
     for key in sorted(stored):
         agree(f"{name} {key}", ours[key], file[key])
     converted = tmp_path / "converted.safetensors"
-    cli.convert(tmp_path / f"{name}.pth.tar", converted, method=method)
-    torch.testing.assert_close(checkpoints.load(converted).register(moving, fixed).displacement, result.displacement)
+    commands.weights.convert(tmp_path / f"{name}.pth.tar", converted, method=method)
+    torch.testing.assert_close(
+        checkpoints.load(converted).register(moving, fixed).displacement, result.displacement
+    )
 
 
 def test_multiscale_lncc_is_that_of_lapirn(golden):
@@ -233,5 +303,7 @@ def test_multiscale_lncc_is_that_of_lapirn(golden):
     for name in names:
         window, scales = map(int, re.fullmatch(r"lapirn_ncc_win(\d+)_scale(\d+)", name).groups())
         windows = [window - 2 * k for k in range(scales)]
-        value = losses.multiscale_lncc(torch.from_numpy(file["moving"]), torch.from_numpy(file["fixed"]), windows)
+        value = losses.multiscale_lncc(
+            torch.from_numpy(file["moving"]), torch.from_numpy(file["fixed"]), windows
+        )
         agree(name, value, file[name])

@@ -8,16 +8,20 @@ import torch
 from scipy.linalg import expm
 from torchdiffeq import odeint
 
-from tvf_core import fields, integrate, released
+from tvf_core import fields, integrate, metrics, released
 
 ORDER = {"euler": 1, "heun": 2, "rk4": 4}
 each_method = pytest.mark.parametrize("method", ORDER)
 each_size = pytest.mark.parametrize("shape", [(40, 37), (28, 27, 26)], ids=str)
 
 # Rates of change that do not commute, small enough that the middle of a 15-voxel grid stays inside.
-RATES = np.array([[[0.1, 0.5, 0.2], [-0.3, -0.2, 0.1], [0.2, -0.1, 0.3]],
-                  [[-0.3, 0.1, -0.4], [0.5, 0.2, 0.1], [-0.2, 0.3, 0.0]],
-                  [[0.2, -0.4, 0.3], [0.1, 0.1, -0.5], [0.3, 0.2, -0.2]]])
+RATES = np.array(
+    [
+        [[0.1, 0.5, 0.2], [-0.3, -0.2, 0.1], [0.2, -0.1, 0.3]],
+        [[-0.3, 0.1, -0.4], [0.5, 0.2, 0.1], [-0.2, 0.3, 0.0]],
+        [[0.2, -0.4, 0.3], [0.1, 0.1, -0.5], [0.3, 0.2, -0.2]],
+    ]
+)
 DRIFTS = np.array([[0.4, -0.6, 0.3], [-0.5, 0.2, 0.6], [0.1, 0.7, -0.4]])
 
 
@@ -29,8 +33,14 @@ def centred(shape):
 def sampled(matrices, drifts, shape):
     """Velocities M x + b (x from the centre) on a grid: linear interpolation loses nothing."""
     dim, x = len(shape), centred(shape)
-    return torch.stack([torch.einsum("ij,bj...->bi...", torch.tensor(m[:dim, :dim]), x)
-                        + torch.tensor(b[:dim]).view(1, -1, *[1] * dim) for m, b in zip(matrices, drifts)], dim=1)
+    return torch.stack(
+        [
+            torch.einsum("ij,bj...->bi...", torch.tensor(m[:dim, :dim]), x)
+            + torch.tensor(b[:dim]).view(1, -1, *[1] * dim)
+            for m, b in zip(matrices, drifts)
+        ],
+        dim=1,
+    )
 
 
 def generator(matrix, drift, dim):
@@ -59,10 +69,18 @@ def curl(t, x):
 @each_method
 def test_error_against_torchdiffeq_falls_with_the_order_of_the_method(method):
     start = torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    exact = odeint(lambda t, x: curl(float(t), x), start, torch.tensor([0.0, 1.0], dtype=torch.float64),
-                   method="dopri5", rtol=1e-12, atol=1e-12)[-1]
+    exact = odeint(
+        lambda t, x: curl(float(t), x),
+        start,
+        torch.tensor([0.0, 1.0], dtype=torch.float64),
+        method="dopri5",
+        rtol=1e-12,
+        atol=1e-12,
+    )[-1]
     steps = [16, 32, 64, 128]
-    errors = [(integrate.solve(curl, start, steps=n, method=method) - exact).abs().max().item() for n in steps]
+    errors = [
+        (integrate.solve(curl, start, steps=n, method=method) - exact).abs().max().item() for n in steps
+    ]
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert slope == pytest.approx(ORDER[method], abs=0.2)
 
@@ -80,7 +98,9 @@ def test_one_method_of_torchdiffeq_gives_the_same_numbers(method):
         torch.testing.assert_close(integrate.solve(curl, x, 0.1, 0.4, 1, "rk4"), expected)
         return
     start = torch.full((1, 2, 3, 3), 0.4, dtype=torch.float64)
-    expected = odeint(lambda t, x: curl(float(t), x), start, torch.linspace(0, 1, 6, dtype=torch.float64), method=theirs)
+    expected = odeint(
+        lambda t, x: curl(float(t), x), start, torch.linspace(0, 1, 6, dtype=torch.float64), method=theirs
+    )
     torch.testing.assert_close(integrate.solve(curl, start, steps=5, method=method), expected[-1])
 
 
@@ -107,7 +127,9 @@ def test_flow_of_affine_velocities_is_the_methods_own_matrix_product(method, sha
         step = sum(np.linalg.matrix_power(h * g, k) / math.factorial(k) for k in range(ORDER[method] + 1))
         product = np.linalg.matrix_power(step, substeps) @ product
     ours = flow(sampled(RATES, DRIFTS, shape), method, substeps, inverse)
-    torch.testing.assert_close(middle(ours, dim), middle(displacement_of(product, shape), dim), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        middle(ours, dim), middle(displacement_of(product, shape), dim), atol=1e-10, rtol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [(15, 16), (15, 14, 15)], ids=str)
@@ -121,7 +143,9 @@ def test_flow_of_affine_velocities_is_the_product_of_matrix_exponentials_in_orde
     torch.testing.assert_close(ours, middle(displacement_of(forward, shape), dim), atol=1e-6, rtol=0)
     assert (ours - middle(displacement_of(wrong, shape), dim)).abs().max() > 0.1  # so the order was tested
     back = middle(flow(velocity, "rk4", 8, inverse=True), dim)
-    torch.testing.assert_close(back, middle(displacement_of(np.linalg.inv(forward), shape), dim), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        back, middle(displacement_of(np.linalg.inv(forward), shape), dim), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
@@ -150,8 +174,8 @@ def test_inverse_flow_undoes_the_flow(shape, smooth_velocity):
     velocity = smooth_velocity(shape)
     there, back = flow(velocity), flow(velocity, inverse=True)
     assert there.abs().max() > 1
-    assert fields.inverse_consistency_error(there, back).max() < 0.05
-    assert fields.inverse_consistency_error(back, there).max() < 0.05
+    assert metrics.inverse_consistency_error(there, back).max() < 0.05
+    assert metrics.inverse_consistency_error(back, there).max() < 0.05
 
 
 @each_size
@@ -161,7 +185,9 @@ def test_euler_error_of_the_inverse_shrinks_in_proportion_to_the_step(shape, smo
     def round_trip(substeps):  # carries the points on from where they are, so nothing is resampled
         start = fields.identity_grid(shape, dtype=torch.float64)
         points = integrate.transport(velocity, start, "euler", substeps)
-        return (integrate.transport(velocity, points, "euler", substeps, 1, 0) - start).norm(dim=1).mean().item()
+        return (
+            (integrate.transport(velocity, points, "euler", substeps, 1, 0) - start).norm(dim=1).mean().item()
+        )
 
     errors = [round_trip(n) for n in (1, 4, 16)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.3)
@@ -187,13 +213,19 @@ def test_semigroup_0_to_1_is_0_to_t_then_t_to_1(shape, t, smooth_velocity):
     velocity = smooth_velocity(shape, dtype=torch.float64)  # four intervals: 0.3 and 2/3 cut one
     first, rest = (integrate.flow(velocity, "rk4", 8, *times) for times in ((0, t), (t, 1)))
     whole = flow(velocity, "rk4", 8)
-    torch.testing.assert_close(fields.compose(rest, first), whole, atol=0.05, rtol=0)  # interpolates the second map
+    torch.testing.assert_close(
+        fields.compose(rest, first), whole, atol=0.05, rtol=0
+    )  # interpolates the second map
     start = fields.identity_grid(shape, dtype=torch.float64)
     points = integrate.transport(velocity, start, "rk4", 8, 0, t)
     points = integrate.transport(velocity, points, "rk4", 8, t, 1)  # points need no interpolation
     torch.testing.assert_close(points - start, whole, atol=2e-4, rtol=0)
-    torch.testing.assert_close(integrate.trajectory(velocity, (0, t, 1), "rk4", 8)[:, 1:], torch.stack([first, whole], 1),
-                               atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        integrate.trajectory(velocity, (0, t, 1), "rk4", 8)[:, 1:],
+        torch.stack([first, whole], 1),
+        atol=2e-4,
+        rtol=0,
+    )
     back = integrate.transport(velocity, points, "rk4", 8, 1, 0)
     torch.testing.assert_close(back, start, atol=2e-4, rtol=0)
 
@@ -203,9 +235,13 @@ def test_semigroup_0_to_1_is_0_to_t_then_t_to_1(shape, t, smooth_velocity):
 def test_times_may_be_rounded(steps, method, smooth_velocity):
     velocity = smooth_velocity((12, 11), steps=steps)
     times = torch.linspace(0, 1, steps + 1)  # float32: not the nearest numbers to k / T
-    torch.testing.assert_close(integrate.trajectory(velocity, times, method), integrate.trajectory(velocity, method=method))
+    torch.testing.assert_close(
+        integrate.trajectory(velocity, times, method), integrate.trajectory(velocity, method=method)
+    )
     beyond = [k * (1 / steps) for k in range(steps)] + [1 + 1e-9]
-    torch.testing.assert_close(integrate.trajectory(velocity, beyond, method), integrate.trajectory(velocity, method=method))
+    torch.testing.assert_close(
+        integrate.trajectory(velocity, beyond, method), integrate.trajectory(velocity, method=method)
+    )
 
 
 @each_size
@@ -227,7 +263,9 @@ def test_flow_over_part_of_the_time_is_that_part_of_an_affine_flow(method):
     factors = [expm(generator(m, b, 2) * h) for m, b, h in zip(RATES, DRIFTS, (1 / 3, 0.45 - 1 / 3))]
     ours = integrate.flow(sampled(RATES, DRIFTS, shape), method, 64, 0, t)
     expected = displacement_of(factors[1] @ factors[0], shape)
-    torch.testing.assert_close(middle(ours, 2), middle(expected, 2), atol=0.02 if method == "euler" else 1e-4, rtol=0)
+    torch.testing.assert_close(
+        middle(ours, 2), middle(expected, 2), atol=0.02 if method == "euler" else 1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [(29, 32), (30, 31), (29, 28, 30)], ids=str)
@@ -243,7 +281,11 @@ def test_flow_on_the_finer_grid_is_the_same_affine_map_there(shape, inverse):
     grid = (fields.identity_grid(shape, dtype=torch.float64) + 0.5) / 2 - 0.5
     centre = torch.tensor([(s - 1) / 2 for s in half], dtype=torch.float64).view(1, -1, *[1] * dim)
     matrix = torch.from_numpy(matrix)
-    moved = torch.einsum("ij,bj...->bi...", matrix[:dim, :dim], grid - centre) + matrix[:dim, dim].view(centre.shape) + centre
+    moved = (
+        torch.einsum("ij,bj...->bi...", matrix[:dim, :dim], grid - centre)
+        + matrix[:dim, dim].view(centre.shape)
+        + centre
+    )
     inside = (..., *[slice(8, s - 8) for s in shape])
     torch.testing.assert_close(ours[inside], (2 * (moved - grid))[inside], atol=1e-5, rtol=0)
 
@@ -252,7 +294,10 @@ def test_flow_on_the_finer_grid_is_the_same_affine_map_there(shape, inverse):
 def test_flow_on_the_finer_grid_agrees_with_the_doubled_flow(shape, smooth_velocity):
     velocity = smooth_velocity([-(-s // 2) for s in shape])
     direct, doubled = flow(velocity, shape=shape), fields.double(flow(velocity), shape)
-    inside = (..., *[slice(2, s - 2) for s in shape])  # the outermost voxels lie beyond the half grid's centres
+    inside = (
+        ...,
+        *[slice(2, s - 2) for s in shape],
+    )  # the outermost voxels lie beyond the half grid's centres
     assert 1e-4 < (direct - doubled)[inside].abs().mean() < 0.1
     assert (direct - doubled)[inside].abs().max() < 0.5 < direct.abs().max()
 
@@ -275,7 +320,9 @@ def test_memory_of_recomputation_hardly_grows_with_the_substeps(smooth_velocity)
 
     def peak(substeps, recompute):  # bytes, from the allocator's own events
         v = velocity.clone().requires_grad_()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
             integrate.flow(v, "rk4", substeps, recompute=recompute).square().sum().backward()
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
         return np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
@@ -290,7 +337,9 @@ def test_the_released_rule_is_its_literal_form(shape, smooth_velocity):
     # The released sampler, literally: normalised for align_corners=True, read with False, zeros outside.
     def read(image, u):
         grid = fields.identity_grid(shape, dtype=torch.float64) + u
-        normalised = torch.stack([2 * (grid[:, d] / (s - 1) - 0.5) for d, s in enumerate(shape)][::-1], dim=-1)
+        normalised = torch.stack(
+            [2 * (grid[:, d] / (s - 1) - 0.5) for d, s in enumerate(shape)][::-1], dim=-1
+        )
         return torch.nn.functional.grid_sample(image, normalised, align_corners=False, padding_mode="zeros")
 
     velocity = smooth_velocity(shape, dtype=torch.float64)
@@ -304,7 +353,9 @@ def test_the_released_rule_is_its_literal_form(shape, smooth_velocity):
     upsampled = torch.nn.functional.interpolate(expected, scale_factor=2, mode=mode, align_corners=False)
     cropped = upsampled[(..., *[slice(0, s) for s in fine])]
     torch.testing.assert_close(flow(velocity, "released", inverse=True, shape=fine), cropped)
-    torch.testing.assert_close(released.warp(velocity[:, 0], velocity[:, 1]), read(velocity[:, 0], velocity[:, 1]))
+    torch.testing.assert_close(
+        released.warp(velocity[:, 0], velocity[:, 1]), read(velocity[:, 0], velocity[:, 1])
+    )
 
 
 @each_size
@@ -333,7 +384,9 @@ def test_the_flow_does_not_fold_where_one_euler_step_does(shape):
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=str)
 def test_gradients_of_the_flow_are_right(method, shape):
     # All components positive and below one voxel: every sample stays off the kinks at the voxel centres.
-    v = 0.3 + 0.4 * torch.rand(1, 2, len(shape), *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = 0.3 + 0.4 * torch.rand(
+        1, 2, len(shape), *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     assert torch.autograd.gradcheck(lambda v: flow(v, method), v.requires_grad_(), fast_mode=len(shape) == 3)
 
 
@@ -344,7 +397,9 @@ def test_gradients_of_scaling_and_squaring_are_right():
 
 def test_a_2d_flow_equals_the_same_flow_extruded_to_3d(smooth_velocity):
     velocity = smooth_velocity((21, 18), amplitude=3.0)
-    deep = torch.cat([torch.zeros_like(velocity[:, :, :1]), velocity], dim=2)[:, :, :, None].expand(-1, -1, -1, 5, -1, -1)
+    deep = torch.cat([torch.zeros_like(velocity[:, :, :1]), velocity], dim=2)[:, :, :, None].expand(
+        -1, -1, -1, 5, -1, -1
+    )
     for inverse in (False, True):
         ours = flow(deep, inverse=inverse)[:, :, 2]
         assert not ours[:, 0].any()
@@ -358,7 +413,9 @@ def test_squaring_and_warping_agree_with_the_voxelmorph_package(shape, smooth_ve
     ours = integrate.scaling_and_squaring(velocity[:, 0], 6, padding="zeros")
     torch.testing.assert_close(ours, peer.integrate_vec(velocity[:, 0], 6), atol=1e-5, rtol=0)
     image = smooth_image(shape)
-    torch.testing.assert_close(fields.warp(image, ours), peer.spatial_transform(image, ours[0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        fields.warp(image, ours), peer.spatial_transform(image, ours[0]), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [(32, 29), (20, 23, 18)], ids=str)

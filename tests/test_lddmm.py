@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tvf_core import fields, losses, metrics
-from tvf_core.baselines import lddmm
 from tvf_core.data import shapes
+from tvf_core.pairwise import lddmm
 
 
 def blobs(shape, shift, radius):
@@ -37,7 +37,9 @@ def test_smooth_inverts_the_operator_of_the_energy(shape, beta):
     v = lddmm.smooth(w, dim, alpha=0.3, gamma=0.2, beta=beta)
     energy = losses.lddmm_energy(v, alpha=0.3, gamma=0.2, beta=beta)
     assert energy.item() == pytest.approx(w.square().sum(2).mean().item(), rel=1e-10)
-    assert torch.allclose(losses.lddmm_operator(v[:, 0], alpha=0.3, gamma=0.2, beta=beta), w[:, 0], atol=1e-10)
+    assert torch.allclose(
+        losses.lddmm_operator(v[:, 0], alpha=0.3, gamma=0.2, beta=beta), w[:, 0], atol=1e-10
+    )
 
 
 def test_smooth_is_symmetric_so_that_its_gradient_is_itself():
@@ -51,10 +53,16 @@ def test_the_energy_of_one_velocity_is_the_same_at_every_scale(shape):
     """The velocity is a cosine of the image grid's positions, sampled where each scale has its voxels."""
     alpha, gamma, beta, energies, grid = 1.0, 0.05, 2, [], list(shape)
     for scale in (1, 2):
-        x = scale * (fields.identity_grid(grid, dtype=torch.float64) + 0.5)  # from the image's edge, in its voxels
-        waves = torch.stack([torch.cos(torch.pi * (shape[d] // 16) * x[0, d] / shape[d]) for d in range(len(shape))])
+        x = scale * (
+            fields.identity_grid(grid, dtype=torch.float64) + 0.5
+        )  # from the image's edge, in its voxels
+        waves = torch.stack(
+            [torch.cos(torch.pi * (shape[d] // 16) * x[0, d] / shape[d]) for d in range(len(shape))]
+        )
         v = 3 * waves.prod(0).expand(1, 1, len(shape), *grid) / scale  # voxels of its own grid
-        energies.append(lddmm.energy(losses.lddmm_operator(v[0], alpha / scale**2, gamma, beta)[None], scale).item())
+        energies.append(
+            lddmm.energy(losses.lddmm_operator(v[0], alpha / scale**2, gamma, beta)[None], scale).item()
+        )
         grid = [-(-s // 2) for s in grid]
     assert energies[1] == pytest.approx(energies[0], rel=0.03)
 
@@ -69,11 +77,16 @@ def test_a_disc_becomes_a_c_without_folding_and_back():
 
 def test_a_heavier_energy_gives_a_smaller_deformation():
     moving, fixed = shapes.disc_and_c(32)
-    size = [lddmm.register(moving, fixed, weight=weight, iterations=25)[0].displacement.norm() for weight in (1e2, 1e9)]
+    size = [
+        lddmm.register(moving, fixed, weight=weight, iterations=25)[0].displacement.norm()
+        for weight in (1e2, 1e9)
+    ]
     assert size[1] < 0.8 * size[0]
 
 
-@pytest.mark.parametrize("shape, scales", [((41, 36), (1,)), ((41, 36), (2, 1)), ((25, 28, 27), (4, 2))], ids=str)
+@pytest.mark.parametrize(
+    "shape, scales", [((41, 36), (1,)), ((41, 36), (2, 1)), ((25, 28, 27), (4, 2))], ids=str
+)
 def test_a_translation_along_each_axis_comes_back(shape, scales):
     for axis in range(len(shape)):
         shift = along(axis, (-4.0, 6.0, 5.0)[axis], len(shape))
@@ -81,8 +94,10 @@ def test_a_translation_along_each_axis_comes_back(shape, scales):
         result, _ = lddmm.register(moving, fixed, steps=4, iterations=15, scales=scales)
         assert torch.allclose(displacement_at_the_blob(result, fixed), torch.tensor(shift), atol=0.5)
         assert result.velocity.shape[3:] == (fixed if scales[-1] == 1 else fields.halve(fixed)).shape[2:]
-        error = fields.inverse_consistency_error(result.displacement, result.inverse())
-        assert error[(0, *[slice(6, -6)] * len(shape))].max() < 0.1  # further out, phi leaves the grid of its inverse
+        error = metrics.inverse_consistency_error(result.displacement, result.inverse())
+        assert (
+            error[(0, *[slice(6, -6)] * len(shape))].max() < 0.1
+        )  # further out, phi leaves the grid of its inverse
 
 
 @pytest.mark.parametrize("shape, radius", [((63, 49), 3.0), ((31, 27, 33), 2.0)], ids=str)
@@ -90,7 +105,9 @@ def test_several_scales_find_a_larger_shift_than_one_with_as_many_evaluations(sh
     """The objects lie four radii apart: on the finest grid alone, hardly anything tells them where to go,
     and LBFGS stops in a wrong place when or before it has had as many iterations as the others evaluations."""
     moving, fixed = blobs(shape, along(0, 4 * radius, len(shape)), radius)
-    several, history = lddmm.register(moving, fixed, steps=4, iterations=8, scales=(8, 4, 2), integrator="heun")
+    several, history = lddmm.register(
+        moving, fixed, steps=4, iterations=8, scales=(8, 4, 2), integrator="heun"
+    )
     one, _ = lddmm.register(moving, fixed, steps=4, iterations=len(history), scales=(2,), integrator="heun")
     before = losses.mse(moving, fixed)
     assert losses.mse(several.warped, fixed) < 0.05 * before
@@ -106,7 +123,9 @@ def test_the_history_says_which_scale_each_evaluation_belongs_to():
     assert order == sorted(order, reverse=True) and set(order) == {8, 2, 1}
 
 
-@pytest.mark.parametrize("scales", [(), (4,), (8, 4), (3, 1), (0,), (2, 4, 1), (2, 2, 1), (2.5,), (-2, 1)], ids=str)
+@pytest.mark.parametrize(
+    "scales", [(), (4,), (8, 4), (3, 1), (0,), (2, 4, 1), (2, 2, 1), (2.5,), (-2, 1)], ids=str
+)
 def test_scales_that_make_no_pyramid_are_refused(scales):
     moving, fixed = blobs((20, 23), (2.0, 1.0), radius=3.0)
     with pytest.raises(ValueError, match="scales: expected falling powers of two that end in 1 or 2"):

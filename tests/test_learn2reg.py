@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from tvf_core import cli, data, evaluate, fields, learn2reg, metrics
+from tvf_core import commands, data, fields, metrics
 from tvf_core.data import pairs
+from tvf_core.evaluation import evaluate, learn2reg
 
 
 def test_a_linear_field_survives_the_half_grid(smooth_field):
@@ -19,14 +20,25 @@ def test_a_linear_field_survives_the_half_grid(smooth_field):
     u = 0.1 * x - 0.05 * x.flip(1) + torch.tensor([1.0, -2, 3]).view(1, 3, 1, 1, 1)
     stored = learn2reg.halve(u)
     assert stored.dtype == np.float16 and stored.shape == (3, 12, 15, 14)
-    assert stored[1, 11, 0, 13] == pytest.approx(float(u[0, 1, 23, 0, 27]), abs=2e-3)  # voxels of the full grid, not halved
+    assert stored[1, 11, 0, 13] == pytest.approx(
+        float(u[0, 1, 23, 0, 27]), abs=2e-3
+    )  # voxels of the full grid, not halved
     difference = (learn2reg.double(stored) - u).abs()
-    assert difference.max() < 0.1 and difference[..., 8:-8, 8:-8, 8:-8].max() < 0.005  # SciPy's splines bend at the border
+    assert (
+        difference.max() < 0.1 and difference[..., 8:-8, 8:-8, 8:-8].max() < 0.005
+    )  # SciPy's splines bend at the border
     smooth = smooth_field((24, 40, 36), amplitude=3.0)  # here it does not
-    literal = np.stack([ndimage.zoom(ndimage.zoom(c, 0.5, order=2).astype(np.float16).astype(np.float32), 2, order=2)
-                        for c in smooth[0].numpy()])
+    literal = np.stack(
+        [
+            ndimage.zoom(ndimage.zoom(c, 0.5, order=2).astype(np.float16).astype(np.float32), 2, order=2)
+            for c in smooth[0].numpy()
+        ]
+    )
     assert np.array_equal(learn2reg.double(learn2reg.halve(smooth))[0].numpy(), literal)
-    for wrong, match in ((torch.zeros(1, 2, 8, 8), "one 3D field"), (torch.zeros(1, 3, 8, 9, 8), "even sizes")):
+    for wrong, match in (
+        (torch.zeros(1, 2, 8, 8), "one 3D field"),
+        (torch.zeros(1, 3, 8, 9, 8), "even sizes"),
+    ):
         with pytest.raises(ValueError, match=match):
             learn2reg.halve(wrong)
 
@@ -37,13 +49,32 @@ def test_files_are_named_fixed_before_moving():
         learn2reg.file_name("a1->happy")
 
 
-def test_the_written_folder_scores_as_the_fields_within_the_rounding_of_the_format(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["tvf", "export-l2r", "--method", "vm-2", "--data", "demo_brains", "--split", "val", "--out", str(tmp_path)])
-    cli.main()
+def test_the_written_folder_scores_as_the_fields_within_the_rounding_of_the_format(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "tvf",
+            "export-l2r",
+            "--method",
+            "vm-2",
+            "--data",
+            "demo_brains",
+            "--split",
+            "val",
+            "--out",
+            str(tmp_path),
+        ],
+    )
+    commands.main()
     printed = capsys.readouterr().out
     part = data.load("demo_brains", "val")
     files = sorted(f.name for f in (tmp_path / "task_03").iterdir())
-    assert files == sorted(learn2reg.file_name(part.pair_name(k)) for k in range(len(part))) and len(files) == 6
+    assert (
+        files == sorted(learn2reg.file_name(part.pair_name(k)) for k in range(len(part))) and len(files) == 6
+    )
     model, rows = evaluate.load_model("vm-2", part), []
     for k in range(len(part)):
         pair = part.batch([k])
@@ -52,8 +83,17 @@ def test_the_written_folder_scores_as_the_fields_within_the_rounding_of_the_form
         assert back.shape == u.shape and (back - u).abs().mean() < 0.1 * u.abs().mean()
         maps = fields.warp_labels(pair["moving_labels"], u), pair["fixed_labels"], pair["moving_labels"]
         labels = list(part.label_names)
-        rows.append([np.nanmean(metrics.dice(*maps, labels)), np.nanmean(metrics.hd95(*maps, labels)), metrics.sdlogj(u)])
-    own, written = dict(zip(("dice", "hd95", "sdlogj"), np.mean(rows, 0))), learn2reg.scores(tmp_path, "demo_brains", progress=False)
+        rows.append(
+            [
+                np.nanmean(metrics.dice(*maps, labels)),
+                np.nanmean(metrics.hd95(*maps, labels)),
+                metrics.sdlogj(u),
+            ]
+        )
+    own, written = (
+        dict(zip(("dice", "hd95", "sdlogj"), np.mean(rows, 0))),
+        learn2reg.scores(tmp_path, "demo_brains", progress=False),
+    )
     assert written["dice"] == pytest.approx(own["dice"], abs=0.005)
     assert written["hd95"] == pytest.approx(own["hd95"], abs=0.05)
     assert own["sdlogj"] - 0.02 < written["sdlogj"] < own["sdlogj"] + 0.001  # the spline smooths
@@ -67,7 +107,9 @@ def even(toy_data, monkeypatch):
 
     def load(*args):
         part = odd(*args)
-        return dataclasses.replace(part, name="even", images=part.images[..., :-1], labels=part.labels[..., :-1])
+        return dataclasses.replace(
+            part, name="even", images=part.images[..., :-1], labels=part.labels[..., :-1]
+        )
 
     monkeypatch.setitem(pairs.DATASETS, "even", load)
 
@@ -89,7 +131,10 @@ def test_a_submission_is_continued_but_not_mixed(tmp_path, even):
 def test_files_in_another_format_and_missing_ones_are_named(tmp_path, even):
     files = learn2reg.export("identity", "even", tmp_path, progress=False)
     good = files[0].read_bytes()
-    for content, match in ((np.zeros((3, 10, 9, 8), np.float32), "got float32"), (np.zeros((10, 9, 8, 3), np.float16), "expected float16")):
+    for content, match in (
+        (np.zeros((3, 10, 9, 8), np.float32), "got float32"),
+        (np.zeros((10, 9, 8, 3), np.float16), "expected float16"),
+    ):
         np.savez(files[0], content)
         with pytest.raises(ValueError, match=match):
             learn2reg.scores(tmp_path, "even", progress=False)

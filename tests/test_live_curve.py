@@ -6,7 +6,7 @@ import IPython.display
 import numpy as np
 import pytest
 
-from tvf_core import figures
+from tvf_core.reporting import figures
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def shown(monkeypatch):
         return Handle()
 
     def curves(figure):
-        losses, scores = figure.axes  # always two, so that the stored output and a later one have the same text
+        losses, scores = (
+            figure.axes
+        )  # always two, so that the stored output and a later one have the same text
         return [line.get_xydata().tolist() for line in (losses.lines[0], *scores.lines)]
 
     monkeypatch.setattr(IPython.display, "display", display)
@@ -34,13 +36,20 @@ def shown(monkeypatch):
 def test_the_curve_is_shown_at_once_renewed_after_a_while_and_complete_in_the_end(shown, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(figures.time, "monotonic", lambda: clock[0])
-    records = [{"step": k, "loss": 1 / (k + 1), **({"validation": k / 10} if k % 2 else {})} for k in range(7)]
+    records = [
+        {"step": k, "loss": 1 / (k + 1), **({"validation": k / 10} if k % 2 else {})} for k in range(7)
+    ]
     records[4]["loss"] = math.nan  # a step that was skipped
     with figures.LiveCurve("dice") as watch:
         for record in records:
             watch(record)
             clock[0] += 0.4
-    assert [kind for kind, _ in shown] == ["display", "update", "update", "update"]  # at 0, 1.2 and 2.4 seconds, and in the end
+    assert [kind for kind, _ in shown] == [
+        "display",
+        "update",
+        "update",
+        "update",
+    ]  # at 0, 1.2 and 2.4 seconds, and in the end
     assert shown[0][1] == [[[0, 1]]]
     loss, validation = shown[-1][1]
     np.testing.assert_allclose(loss, [[k, 1 / (k + 1)] for k in (0, 1, 2, 3, 5, 6)])

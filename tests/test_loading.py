@@ -75,7 +75,12 @@ def put(building, images, labels, numbers):
 
 
 def finish(building):
-    building.finish("tiny", "tiny", {"train": [("a", "b"), ("b", "a")], "val": [("c", "a")], "test": [("d", "a")]}, {1: "one", 2: "two"})
+    building.finish(
+        "tiny",
+        "tiny",
+        {"train": [("a", "b"), ("b", "a")], "val": [("c", "a")], "test": [("d", "a")]},
+        {1: "one", 2: "two"},
+    )
 
 
 def test_a_prepared_data_set_reads_as_it_was_written(built, tmp_path):
@@ -118,7 +123,9 @@ def test_a_full_disk_in_the_middle_is_told_and_loses_nothing(built, monkeypatch)
     building, images, labels = built()
     put(building, images, labels, (0, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        patch.setattr(
+            os, "fsync", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        )
         with pytest.raises(OSError, match="is full.*--root") as told:
             put(building, images, labels, (2,))
     assert "\n" not in str(told.value)
@@ -136,11 +143,14 @@ def test_the_fingerprint_follows_the_content_not_the_recipe(built, tmp_path):
     assert prints[0] == prints[1] != prints[2]
 
 
-@pytest.mark.parametrize("damage, told", [
-    (lambda f: (f / "images.npy").write_bytes((f / "images.npy").read_bytes()[:-9]), "tiny"),
-    (lambda f: (f / "images.npy").write_bytes(b"not an array"), "tiny"),
-    (lambda f: np.save(f / "labels.npy", np.zeros((3, 4, 4), np.uint8)), "do not fit"),
-])
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda f: (f / "images.npy").write_bytes((f / "images.npy").read_bytes()[:-9]), "tiny"),
+        (lambda f: (f / "images.npy").write_bytes(b"not an array"), "tiny"),
+        (lambda f: np.save(f / "labels.npy", np.zeros((3, 4, 4), np.uint8)), "do not fit"),
+    ],
+)
 def test_a_damaged_prepared_data_set_says_how_to_make_it_again(damage, told, built, tmp_path):
     building, images, labels = built()
     put(building, images, labels, range(4))
@@ -155,5 +165,7 @@ def test_a_damaged_prepared_data_set_says_how_to_make_it_again(damage, told, bui
 @pytest.mark.parametrize("name", ["anatomies", "anatomies_1mm", "rafd", "oasis"])
 def test_data_that_are_not_prepared_say_how_to_get_them(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TVF_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=f"{name} is not in .*python -m data_download {name.split('_')[0]}"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{name} is not in .*python -m data_download {name.split('_')[0]}"
+    ):
         data.load(name, "test")

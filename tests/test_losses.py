@@ -1,6 +1,5 @@
 """Losses against literal loops, dense convolutions, one-hot maps and closed forms."""
 
-import importlib
 import itertools
 import math
 
@@ -11,10 +10,10 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch.library import opcheck
 
-from tvf_core import fields, losses, metrics, objectives, released, transmorph
+from tvf_core import fields, losses, metrics, released
+from tvf_core.losses import label_overlap, local_ncc, objectives
+from tvf_core.networks import layers
 
-lncc_module = importlib.import_module("tvf_core.lncc")
-overlap_module = importlib.import_module("tvf_core.label_overlap")
 LABEL_TERMS = [losses.soft_dice, losses.label_mse]
 
 each_size = pytest.mark.parametrize("shape", [(11, 13), (10, 12), (9, 10, 11)], ids=str)
@@ -117,7 +116,7 @@ def test_lncc_does_not_depend_on_how_many_planes_come_at_once(shape, window, mon
     a, b = noise(shape, 0, batch=2), noise(shape, 1, batch=2)
     found = []
     for voxels in (1, 3 * 2 * math.prod(shape[1:]), 10**9):  # one plane, three planes, all
-        monkeypatch.setitem(lncc_module.CHUNK, "cpu", voxels)
+        monkeypatch.setitem(local_ncc.CHUNK, "cpu", voxels)
         found.append(gradients(lambda a, b: losses.lncc(a, b, window), a, b))
     for others in found[1:]:
         for x, y in zip(others, found[0]):
@@ -130,19 +129,19 @@ def test_first_derivatives_of_lncc_are_right_and_there_are_no_second_ones(shape)
     assert torch.autograd.gradcheck(lambda a, b: losses.lncc(a, b, 3), (a, b))
     assert torch.autograd.gradcheck(lambda a: losses.lncc(a, b.detach(), 3), a)
     assert torch.autograd.gradcheck(lambda b: losses.lncc(a.detach(), b, 3), b)
-    slope, = torch.autograd.grad(losses.lncc(a, b, 3), a, create_graph=True)
+    (slope,) = torch.autograd.grad(losses.lncc(a, b, 3), a, create_graph=True)
     with pytest.raises(NotImplementedError, match="first derivatives only"):
         slope.sum().backward()
 
 
 def test_lncc_computes_and_keeps_gradients_only_where_they_are_wanted(monkeypatch):
-    asked = []
+    asked, compute = [], local_ncc.lncc_with_gradients
 
     def spy(*arguments):
         asked.append(arguments[4:])
-        return lncc_module.lncc(*arguments)
+        return compute(*arguments)
 
-    monkeypatch.setattr(losses, "lncc_with_gradients", spy)
+    monkeypatch.setattr(local_ncc, "lncc_with_gradients", spy)
     a, b = noise((8, 9), 0), noise((8, 9), 1)
     assert not losses.lncc(a, b).requires_grad
     a.requires_grad_()
@@ -151,7 +150,7 @@ def test_lncc_computes_and_keeps_gradients_only_where_they_are_wanted(monkeypatc
     losses.lncc(a, b).backward()
     assert a.grad.any() and b.grad is None
     assert asked == [(False, False), (False, False), (True, False)]
-    value, *empty = lncc_module.lncc(a.detach(), b, 9, 1e-5, False, False)
+    value, *empty = local_ncc.lncc_with_gradients(a.detach(), b, 9, 1e-5, False, False)
     assert [g.numel() for g in empty] == [0, 0]
 
 
@@ -170,7 +169,9 @@ def test_lncc_takes_views_of_any_memory_layout(shape):
     value = losses.lncc(a_leaf, b_leaf, 3)
     torch.testing.assert_close((value.detach(), *torch.autograd.grad(value, (a_leaf, b_leaf))), expected)
     one = b[:, :, :1].expand_as(b)  # the same plane everywhere, stored once
-    assert float(losses.lncc(a, one, 3)) == pytest.approx(float(losses.lncc(a, one.contiguous(), 3)), rel=1e-12)
+    assert float(losses.lncc(a, one, 3)) == pytest.approx(
+        float(losses.lncc(a, one.contiguous(), 3)), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=2)), ids=str)
@@ -179,8 +180,11 @@ def test_lncc_keeps_the_contract_of_an_operation(wanted, shape):
     for lay in (lambda x: x, lambda x: x.transpose(2, 3)):
         a, b = (lay(noise(shape, k)).requires_grad_(want) for k, want in enumerate(wanted))
         # not the one that differentiates all outputs: the gradients have no derivative
-        opcheck(lncc_module.lncc, (a, b, 3, 1e-5, *wanted),
-                test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+        opcheck(
+            local_ncc.lncc_with_gradients,
+            (a, b, 3, 1e-5, *wanted),
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        )
 
 
 @each_size
@@ -196,7 +200,9 @@ def test_a_constant_image_has_no_correlation_and_no_gradient_away_from_the_borde
     b = noise((24, 25)).float() if other == "noise" else torch.full_like(a, 0.7)
     loss, *found = gradients(losses.lncc, a, b)
     expected, *dense = gradients(lambda a, b: dense_lncc(a, b, 9), a.double(), b.double())
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5, abs=1e-12)  # the border is contrast: zeros beyond
+    assert float(loss) == pytest.approx(
+        float(expected), rel=1e-5, abs=1e-12
+    )  # the border is contrast: zeros beyond
     for g, e in zip(found, dense):
         torch.testing.assert_close(g.double(), e, rtol=0, atol=1e-8)
         assert g[..., 8:-8, 8:-8].abs().max() < 1e-9
@@ -213,7 +219,9 @@ def test_lncc_does_not_see_an_affine_change_of_intensity(shape):
     expected = float(losses.lncc(a, b, 5, eps=1e-12))
     assert expected < -0.001
     assert float(losses.lncc(a, 0.4 * b + 0.3, 5, eps=1e-12)) == pytest.approx(expected, rel=1e-6)
-    assert float(losses.lncc(a, 1 - b, 5, eps=1e-12)) == pytest.approx(expected, rel=1e-6)  # squared: the sign too
+    assert float(losses.lncc(a, 1 - b, 5, eps=1e-12)) == pytest.approx(
+        expected, rel=1e-6
+    )  # squared: the sign too
 
 
 def literal_label_maps(moving, displacement, fixed, classes):
@@ -246,7 +254,9 @@ def test_soft_dice_of_identical_labels_counts_the_classes_that_are_there():
 
 
 def test_label_losses_average_over_the_batch():
-    moving, fixed = (torch.cat([random_labels((9, 10), 4, s), random_labels((9, 10), 4, s + 1)]) for s in (0, 5))
+    moving, fixed = (
+        torch.cat([random_labels((9, 10), 4, s), random_labels((9, 10), 4, s + 1)]) for s in (0, 5)
+    )
     u = noise((9, 10), 3, channels=2, batch=2)
     for loss in LABEL_TERMS:
         single = [float(loss(moving[k : k + 1], u[k : k + 1], fixed[k : k + 1], 4)) for k in (0, 1)]
@@ -335,12 +345,14 @@ def test_labels_of_every_integer_type_give_the_same_terms(dtype, shape, classes)
         assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(expected, found, mixed))
 
 
-@pytest.mark.parametrize("case", ["random, far outside too", "blocks, 3D, batch", "one plane", "700 classes, 3D"])
+@pytest.mark.parametrize(
+    "case", ["random, far outside too", "blocks, 3D, batch", "one plane", "700 classes, 3D"]
+)
 def test_label_terms_do_not_depend_on_how_many_planes_come_at_once(case, monkeypatch):
     moving, fixed, u, classes = label_case(case)
     found = []
     for voxels in (1, 3 * u[0, 0, 0].numel(), 10**9):  # one plane, three planes, all
-        monkeypatch.setitem(overlap_module.CHUNK, "cpu", voxels)
+        monkeypatch.setitem(label_overlap.CHUNK, "cpu", voxels)
         found.append([gradients(lambda u: loss(moving, u, fixed, classes), u) for loss in LABEL_TERMS])
     for others in found[1:]:
         torch.testing.assert_close(others, found[0], rtol=1e-12, atol=1e-15)
@@ -352,9 +364,12 @@ def test_label_sums_are_float64_and_exact_where_neighbours_agree(shape, dtype):
     moving, fixed = blocks(shape, 5, 0, 2), blocks(shape, 5, 1, 2)
     u = torch.zeros(2, len(shape), *shape, dtype=dtype)
     u[:, 0] = 1  # whole voxels: the weights are 0 and 1
-    sums, _ = overlap_module.label_overlap(moving, u, fixed, 5)
+    sums, _ = label_overlap.label_overlap(moving, u, fixed, 5)
     axes = tuple(range(2, 2 + len(shape)))
-    warped, target = F.pad(one_hot(moving, 5)[:, :, 1:], [0, 0] * (len(shape) - 1) + [0, 1]), one_hot(fixed, 5)
+    warped, target = (
+        F.pad(one_hot(moving, 5)[:, :, 1:], [0, 0] * (len(shape) - 1) + [0, 1]),
+        one_hot(fixed, 5),
+    )
     assert sums.dtype == torch.float64
     assert torch.equal(sums, torch.stack([(warped * target).sum(axes), warped.sum(axes), target.sum(axes)]))
 
@@ -365,9 +380,12 @@ def test_label_terms_take_displacements_of_any_memory_layout(shape, layout):
     moving, fixed, u = random_labels(shape, 4, 0, 2), random_labels(shape, 4, 1, 2), motion(shape, 2, batch=2)
     if layout == "expanded":
         u = u[:1].expand_as(u)
-    view = {"channels last": lambda: u.movedim(1, -1).contiguous().movedim(-1, 1),
-            "axes exchanged": lambda: u.transpose(-1, -2).contiguous().transpose(-1, -2),
-            "strided": lambda: u.repeat_interleave(2, -1)[..., ::2], "expanded": lambda: u}[layout]()
+    view = {
+        "channels last": lambda: u.movedim(1, -1).contiguous().movedim(-1, 1),
+        "axes exchanged": lambda: u.transpose(-1, -2).contiguous().transpose(-1, -2),
+        "strided": lambda: u.repeat_interleave(2, -1)[..., ::2],
+        "expanded": lambda: u,
+    }[layout]()
     for loss in LABEL_TERMS:
         leaf = view.detach().requires_grad_()
         value = loss(moving, leaf, fixed, 4)
@@ -376,7 +394,7 @@ def test_label_terms_take_displacements_of_any_memory_layout(shape, layout):
 
 
 def test_label_terms_need_far_less_memory_than_one_channel_per_class(monkeypatch):
-    monkeypatch.setitem(overlap_module.CHUNK, "cpu", 2600)  # four planes
+    monkeypatch.setitem(label_overlap.CHUNK, "cpu", 2600)  # four planes
     shape, classes = (24, 25, 26), 100
     moving, fixed = blocks(shape, classes, 0), blocks(shape, classes, 1)
     u = motion(shape, 1).float().requires_grad_()
@@ -389,12 +407,16 @@ def test_label_terms_need_far_less_memory_than_one_channel_per_class(monkeypatch
 
 
 @pytest.mark.parametrize("loss", LABEL_TERMS)
-@pytest.mark.parametrize("which,value,message", [
-    (0, -1, "moving_labels: expected values >= 0, got -1"), (1, -3, "fixed_labels: expected values >= 0, got -3"),
-    (0, 7, "classes: labels reach 7, so at least 8 classes are needed, got 4"),
-    (1, 4, "classes: labels reach 4, so at least 5 classes are needed, got 4"),
-    (1, 260, "classes: labels reach 260, so at least 261 classes are needed, got 4"),
-])
+@pytest.mark.parametrize(
+    "which,value,message",
+    [
+        (0, -1, "moving_labels: expected values >= 0, got -1"),
+        (1, -3, "fixed_labels: expected values >= 0, got -3"),
+        (0, 7, "classes: labels reach 7, so at least 8 classes are needed, got 4"),
+        (1, 4, "classes: labels reach 4, so at least 5 classes are needed, got 4"),
+        (1, 260, "classes: labels reach 260, so at least 261 classes are needed, got 4"),
+    ],
+)
 def test_labels_outside_the_classes_are_refused_in_one_line(loss, which, value, message):
     labels = [random_labels((8, 9), 4, k, batch=2) for k in (0, 1)]
     labels[which][1, 0, 3, 4] = value
@@ -427,10 +449,10 @@ def test_a_displacement_that_is_not_finite_breaks_no_label_term(loss, value):
 def test_label_overlap_keeps_the_contract_of_an_operation(shape):
     moving, fixed = blocks(shape, 4, 0, 2, edge=2), blocks(shape, 4, 1, 2, edge=2)
     for u in (motion(shape, 1, batch=2), motion((*shape[:-2], *shape[:-3:-1]), 1, batch=2).transpose(-1, -2)):
-        opcheck(overlap_module.label_overlap, (moving, u.requires_grad_(), fixed, 4))
-        _, seen = overlap_module.label_overlap(moving, u.detach(), fixed, 4)
+        opcheck(label_overlap.label_overlap, (moving, u.requires_grad_(), fixed, 4))
+        _, seen = label_overlap.label_overlap(moving, u.detach(), fixed, 4)
         slopes = noise((2, 4), channels=3)[0]
-        opcheck(overlap_module.label_overlap_backward, (slopes, moving, u.detach(), fixed, seen, 4))
+        opcheck(label_overlap.label_overlap_backward, (slopes, moving, u.detach(), fixed, seen, 4))
 
 
 @each_size
@@ -460,7 +482,9 @@ def test_lddmm_energy_of_a_cosine_is_given_by_the_laplacians_eigenvalue(shape, b
         line = torch.cos(math.pi * modes[axis] * (torch.arange(n, dtype=torch.float64) + 0.5) / n)
         wave = wave * line.view([-1 if a == axis else 1 for a in range(dim)])
         decay += 2 - 2 * math.cos(math.pi * modes[axis] / n)
-    heights = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)  # one per time step; the integral is their mean
+    heights = torch.tensor(
+        [1.0, 2.0, 4.0], dtype=torch.float64
+    )  # one per time step; the integral is their mean
     v[:, :, 0] = heights.view(1, 3, *[1] * dim) * wave
     v[:, :, 1] = 0.5 * v[:, :, 0]
     mean_square = float(wave.square().mean()) * (1 + 4 + 16) / 3 * 1.25
@@ -500,19 +524,29 @@ def test_gradients_of_the_label_terms_are_right():
 @pytest.mark.parametrize("shape", [(12, 13), (11, 12, 13)], ids=str)
 def test_standard_terms_are_weighted_and_label_terms_dropped_without_labels(shape, smooth_velocity):
     u, v = smooth_velocity(shape, steps=1)[:, 0], smooth_velocity(shape, seed=1)
-    batch = {"moving": noise(shape, 0).float(), "fixed": noise(shape, 1).float(),
-             "moving_labels": random_labels(shape, 4, 0), "fixed_labels": random_labels(shape, 4, 1)}
+    batch = {
+        "moving": noise(shape, 0).float(),
+        "fixed": noise(shape, 1).float(),
+        "moving_labels": random_labels(shape, 4, 0),
+        "fixed_labels": random_labels(shape, 4, 1),
+    }
     constants = dict(alpha=0.02, gamma=0.03, beta=2)
     weights = {term: 1.5 + k for k, term in enumerate(objectives.TERMS)}
-    for convention in (transmorph.STANDARD, transmorph.RELEASED):
-        sampled = released.sampled(u) if convention is transmorph.RELEASED else u
+    for convention in (layers.STANDARD, layers.RELEASED):
+        sampled = released.sampled(u) if convention is layers.RELEASED else u
         labels = (batch["moving_labels"], sampled, batch["fixed_labels"], 4)
         warped = fields.warp(batch["moving"], sampled)
-        value = {"lncc": losses.lncc(warped, batch["fixed"]), "mse": (warped - batch["fixed"]).square().mean(),
-                 "ssim": torch.tensor(-metrics.ssim(warped, batch["fixed"])), "diffusion": losses.diffusion(u),
-                 "dice": losses.soft_dice(*labels), "label_mse": losses.label_mse(*labels),
-                 "velocity_diffusion": losses.diffusion(v[:, -1]), "lddmm": losses.lddmm_energy(v, **constants),
-                 "lddmm_released": released.lddmm_energy(v, alpha=0.02, gamma=0.03)}
+        value = {
+            "lncc": losses.lncc(warped, batch["fixed"]),
+            "mse": (warped - batch["fixed"]).square().mean(),
+            "ssim": torch.tensor(-metrics.ssim(warped, batch["fixed"])),
+            "diffusion": losses.diffusion(u),
+            "dice": losses.soft_dice(*labels),
+            "label_mse": losses.label_mse(*labels),
+            "velocity_diffusion": losses.diffusion(v[:, -1]),
+            "lddmm": losses.lddmm_energy(v, **constants),
+            "lddmm_released": released.lddmm_energy(v, alpha=0.02, gamma=0.03),
+        }
         assert set(value) == set(objectives.TERMS)
         terms = objectives.standard_terms(weights, constants, batch, u, v, 4, convention)
         assert list(terms) == list(weights)
@@ -537,7 +571,9 @@ def test_multiscale_lncc_is_its_literal_pyramid(shape):
     smaller = [torch.from_numpy(literal_pooled(x[0, 0].numpy()))[None, None] for x in small]
     expected = losses.lncc(a, b, 7) + losses.lncc(*small, 5) / 2 + losses.lncc(*smaller, 3) / 4
     torch.testing.assert_close(losses.multiscale_lncc(a, b), expected)
-    torch.testing.assert_close(losses.multiscale_lncc(a, b, (5, 3)), losses.lncc(a, b, 5) + losses.lncc(*small, 3) / 2)
+    torch.testing.assert_close(
+        losses.multiscale_lncc(a, b, (5, 3)), losses.lncc(a, b, 5) + losses.lncc(*small, 3) / 2
+    )
 
 
 @pytest.mark.parametrize("shape", [(17, 22), (13, 12, 14)], ids=str)
@@ -556,7 +592,9 @@ def test_ssim_loss_is_minus_the_metric_and_its_gradient_points_to_the_image(shap
 @pytest.mark.parametrize("shape", [(4, 3), (3, 2, 4)], ids=str)
 def test_velocity_kl_is_that_of_two_gaussians(shape):
     generator = torch.Generator().manual_seed(0)
-    mean, log_variance = (torch.randn(2, len(shape), *shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    mean, log_variance = (
+        torch.randn(2, len(shape), *shape, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     places, prior = list(np.ndindex(*shape)), 7.0
     precision = np.zeros((len(places), len(places)))
     for i, p in enumerate(places):
@@ -566,6 +604,8 @@ def test_velocity_kl_is_that_of_two_gaussians(shape):
                 precision[i, i] += prior
     total = 0
     for m, s in zip(mean.flatten(2).flatten(0, 1).numpy(), log_variance.flatten(2).flatten(0, 1).numpy()):
-        total += np.trace(precision @ np.diag(np.exp(s))) - s.sum() + m @ precision @ m  # the prior's own constant aside
+        total += (
+            np.trace(precision @ np.diag(np.exp(s))) - s.sum() + m @ precision @ m
+        )  # the prior's own constant aside
     expected = total / 2 / len(places) / 2  # per voxel and per pair of the batch
     assert float(losses.velocity_kl(mean, log_variance, prior)) == pytest.approx(expected, rel=1e-12)

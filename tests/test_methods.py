@@ -7,21 +7,36 @@ import numpy as np
 import pytest
 import torch
 
-from tvf_core import checkpoints, cli, data, evaluate, fields, losses, objectives, tables, train
-from tvf_core.baselines import lapirn, lddmm
+from tvf_core import checkpoints, commands, data, fields, losses, metrics
+from tvf_core.evaluation import evaluate
+from tvf_core.losses import objectives
 from tvf_core.methods import METHODS, NetworkConfig, available
 from tvf_core.model import Model, objective
+from tvf_core.networks import lapirn
+from tvf_core.pairwise import lddmm
 from tvf_core.paths import ROOT
-from tvf_core.profiles import Profile
-from tvf_core.sampling import PairSampler
+from tvf_core.reporting import tables
+from tvf_core.training import train
+from tvf_core.training.profiles import Profile
+from tvf_core.training.sampling import PairSampler
 
 # Reference: counted on the released networks. LapIRN by its start channel.
 COUNTS = [
-    ("vm-2", 3, "large", 301_411), ("vm-2", 2, "large", 100_530), ("vm-diff", 3, "large", 307_878), ("vm-diff", 2, "large", 102_532),
-    ("cyclemorph", 3, "large", 361_299), ("cyclemorph", 2, "large", 120_602),
-    ("lapirn", 3, "large", 923_748), ("lapirn", 2, "large", 309_792), ("lapirn-diff", 3, "large", 923_748),
-    ("lapirn", 3, {"start": 4}, 305_520), ("lapirn", 3, {"start": 6}, 680_616), ("lapirn", 3, {"start": 8}, 1_203_936),
-    ("clapirn", 3, "large", 1_222_068), ("clapirn", 3, "small", 557_040), ("clapirn", 2, {"start": 64}, 26_783_424),
+    ("vm-2", 3, "large", 301_411),
+    ("vm-2", 2, "large", 100_530),
+    ("vm-diff", 3, "large", 307_878),
+    ("vm-diff", 2, "large", 102_532),
+    ("cyclemorph", 3, "large", 361_299),
+    ("cyclemorph", 2, "large", 120_602),
+    ("lapirn", 3, "large", 923_748),
+    ("lapirn", 2, "large", 309_792),
+    ("lapirn-diff", 3, "large", 923_748),
+    ("lapirn", 3, {"start": 4}, 305_520),
+    ("lapirn", 3, {"start": 6}, 680_616),
+    ("lapirn", 3, {"start": 8}, 1_203_936),
+    ("clapirn", 3, "large", 1_222_068),
+    ("clapirn", 3, "small", 557_040),
+    ("clapirn", 2, {"start": 64}, 26_783_424),
 ]
 
 
@@ -51,13 +66,20 @@ def test_a_known_translation_comes_back_along_each_axis(method, dim):
     for axis, t in enumerate((2.0, -2.0, 2.0)[:dim]):
         shift = torch.zeros(1, dim, *pairs.shape)
         shift[:, axis] = -t
-        moving = fields.warp(fixed, shift, padding="border")  # moving(x) = fixed(x - t), so warped(x) = moving(x + u(x)) needs u = t
+        moving = fields.warp(
+            fixed, shift, padding="border"
+        )  # moving(x) = fixed(x - t), so warped(x) = moving(x + u(x)) needs u = t
         result = model.register(moving, fixed)
         # seen only where the image changes along the axis
         weight = torch.diff(fixed, dim=2 + axis, append=fixed.narrow(2 + axis, -1, 1)).square()
         found = ((result.displacement * weight).flatten(2).sum(-1) / weight.sum())[0]
-        exact = method == "convexadam" or (method, dim) == ("lddmm", 3)  # they converge on each pair; networks come near
-        lost = method == "cyclemorph"  # in its budget it has learnt to explain the image, but by other motions too
+        exact = method == "convexadam" or (method, dim) == (
+            "lddmm",
+            3,
+        )  # they converge on each pair; networks come near
+        lost = (
+            method == "cyclemorph"
+        )  # in its budget it has learnt to explain the image, but by other motions too
         assert (0.93 if exact else 0.1 if lost else 0.4) < found[axis] / t < (1.07 if exact else 1.2), found
         assert lost or all(abs(u) < 0.3 * abs(t) for k, u in enumerate(found) if k != axis), found
         warped = fields.warp(moving, result.displacement)
@@ -65,7 +87,7 @@ def test_a_known_translation_comes_back_along_each_axis(method, dim):
         if method != "tm-tvf-released":
             back = ((result.inverse() * weight).flatten(2).sum(-1) / weight.sum())[0]
             assert lost or 0.3 < -back[axis] / t < 1.2, back
-            assert fields.inverse_consistency_error(result.displacement, result.inverse()).mean() < 0.1
+            assert metrics.inverse_consistency_error(result.displacement, result.inverse()).mean() < 0.1
 
 
 @pytest.mark.parametrize("dim,pairs", [(2, 6400), (3, 1200)])
@@ -74,8 +96,16 @@ def test_all_shipped_weights_had_one_budget(dim, pairs):
     for method in [m for m in available(dim) if METHODS[m].build]:
         card = json.loads(checkpoints.shipped(method, DATA[dim]).with_suffix(".json").read_text())
         settings = card["settings"]
-        assert settings["steps"] * settings["batch"] * settings.get("processes", 1) * METHODS[method].objective.directions == pairs
-        assert card["parameters"] == sum(p.numel() for p in evaluate.load_model(method, data.load(DATA[dim], "val")).network.parameters())
+        assert (
+            settings["steps"]
+            * settings["batch"]
+            * settings.get("processes", 1)
+            * METHODS[method].objective.directions
+            == pairs
+        )
+        assert card["parameters"] == sum(
+            p.numel() for p in evaluate.load_model(method, data.load(DATA[dim], "val")).network.parameters()
+        )
     assert f"{pairs:,}" in (ROOT / "README.md").read_text()
 
 
@@ -85,7 +115,7 @@ def test_inverses_are_labelled_by_how_they_are_made(method, dim):
     item = pairs.batch([pairs.spread(3)[0]])
     result = evaluate.load_model(method, pairs).register(item["moving"], item["fixed"])
     iterated = torch.equal(result.inverse(), fields.invert(result.displacement))
-    error = fields.inverse_consistency_error(result.displacement, result.inverse()).mean()
+    error = metrics.inverse_consistency_error(result.displacement, result.inverse()).mean()
     kind = METHODS[method].inverse.split(":")[0]
     assert kind == ("approximate" if iterated else "exact" if error < 0.1 else "none")
     assert METHODS[method].has_velocity == (result.velocity is not None)
@@ -110,7 +140,7 @@ def test_every_number_of_the_training_has_a_source():
 
 @pytest.mark.parametrize("sources", [False, True])
 def test_the_command_lists_methods_and_sources(sources, capsys):
-    cli.methods(sources=sources)
+    commands.methods.methods(sources=sources)
     lines = capsys.readouterr().out.splitlines()
     names = {line.split()[0] for line in lines[1:]}
     if sources:
@@ -160,9 +190,18 @@ def test_cyclemorph_minimises_its_formula(shape):
     there, back = g(whole.network, moving, fixed), g(whole.partner, fixed, moving)
     expected = {
         "lncc": losses.lncc(there, fixed) + losses.lncc(back, moving),
-        "diffusion": losses.diffusion(network(moving, fixed)[0]) + losses.diffusion(whole.partner(fixed, moving)[0]),
-        "cycle": 0.1 * ((g(whole.partner, there, back) - moving).abs().mean() + (g(whole.network, back, there) - fixed).abs().mean()),
-        "identity": 0.5 * (losses.lncc(g(whole.network, fixed, fixed), fixed) + losses.lncc(g(whole.partner, moving, moving), moving)),
+        "diffusion": losses.diffusion(network(moving, fixed)[0])
+        + losses.diffusion(whole.partner(fixed, moving)[0]),
+        "cycle": 0.1
+        * (
+            (g(whole.partner, there, back) - moving).abs().mean()
+            + (g(whole.network, back, there) - fixed).abs().mean()
+        ),
+        "identity": 0.5
+        * (
+            losses.lncc(g(whole.network, fixed, fixed), fixed)
+            + losses.lncc(g(whole.partner, moving, moving), moving)
+        ),
     }
     found = whole(b)
     assert network(moving, fixed)[0].abs().max() > 0.1
@@ -175,13 +214,19 @@ def test_cyclemorph_minimises_its_formula(shape):
 def test_cyclemorph_sees_as_many_ordered_pairs_in_half_the_steps(toy_data, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "validate", lambda *args: 1.0)
     seen, draw = [], PairSampler.__call__
-    monkeypatch.setattr(PairSampler, "__call__", lambda self, step: (step in seen or seen.append(step), draw(self, step))[1])
+    monkeypatch.setattr(
+        PairSampler, "__call__", lambda self, step: (step in seen or seen.append(step), draw(self, step))[1]
+    )
     cards = {}
     for method in ("vm-2", "cyclemorph"):
         seen.clear()
-        cards[method] = train.train(method, Profile("toy2d", steps=7, batch=2), out=tmp_path / method, progress=False)
+        cards[method] = train.train(
+            method, Profile("toy2d", steps=7, batch=2), out=tmp_path / method, progress=False
+        )
     assert cards["vm-2"]["pairs_seen"] == 14 and len(cards["vm-2"]["history"]) == 7
-    assert cards["cyclemorph"]["pairs_seen"] == 16 and len(cards["cyclemorph"]["history"]) == 4  # rounded up to whole steps
+    assert (
+        cards["cyclemorph"]["pairs_seen"] == 16 and len(cards["cyclemorph"]["history"]) == 4
+    )  # rounded up to whole steps
     assert seen == [0, 2, 4, 6]  # never the same pair turned round
 
 
@@ -209,16 +254,40 @@ def test_lapirn_grows_level_by_level(monkeypatch):
     network, whole = build("lapirn", 2)
     lively_parameters(network)
     calls, pyramid = [], network.pyramid
-    monkeypatch.setattr(network, "pyramid", lambda m, f, level, frozen, code: (calls.append((level, frozen)), pyramid(m, f, level, frozen, code))[1])
+    monkeypatch.setattr(
+        network,
+        "pyramid",
+        lambda m, f, level, frozen, code: (calls.append((level, frozen)), pyramid(m, f, level, frozen, code))[
+            1
+        ],
+    )
     b = batch((33, 30))
     trained = {}
     for progress in (0, 0.249, 0.25, 0.26, 0.27, 0.5, 0.51, 0.52, 0.999):
         network.zero_grad()
         sum(whole(b, progress).values()).backward()
-        trained[progress] = [any(p.grad is not None and p.grad.any() for p in level.parameters()) for level in network.levels]
-    assert calls == [(1, False), (1, False), (2, True), (2, True), (2, False), (3, True), (3, True), (3, False), (3, False)]
-    assert list(trained.values()) == [[True, False, False]] * 2 + [[False, True, False]] * 2 + [[True, True, False]] + [
-        [False, False, True]] * 2 + [[True, True, True]] * 2
+        trained[progress] = [
+            any(p.grad is not None and p.grad.any() for p in level.parameters()) for level in network.levels
+        ]
+    assert calls == [
+        (1, False),
+        (1, False),
+        (2, True),
+        (2, True),
+        (2, False),
+        (3, True),
+        (3, True),
+        (3, False),
+        (3, False),
+    ]
+    assert (
+        list(trained.values())
+        == [[True, False, False]] * 2
+        + [[False, True, False]] * 2
+        + [[True, True, False]]
+        + [[False, False, True]] * 2
+        + [[True, True, True]] * 2
+    )
 
 
 @pytest.mark.parametrize("method", ["lapirn", "lapirn-diff"])
@@ -226,19 +295,25 @@ def test_lapirn_compares_each_level_with_the_averaged_fixed_image(method):
     network, whole = build(method, 3)
     lively_parameters(network, 2.0)
     b = batch((18, 17, 16))
-    fixed = [b["fixed"], losses.average_down(b["fixed"])]
-    fixed.append(losses.average_down(fixed[1]))
+    fixed = [b["fixed"], fields.average_down(b["fixed"])]
+    fixed.append(fields.average_down(fixed[1]))
     levels = network.pyramid(b["moving"], b["fixed"])
     weight = {"lapirn": 1.0, "lapirn-diff": 3.5}[method]
     for k, (progress, windows) in enumerate(((0.1, (3,)), (0.4, (5, 3)), (0.9, (7, 5, 3)))):
         u, v = levels[k]
         assert u.shape[2:] == fixed[2 - k].shape[2:]
         # the coarse grid's points in the full image: first and last voxels coincide
-        ratio = torch.tensor([(n - 1) / (s - 1) for n, s in zip((18, 17, 16), u.shape[2:])]).view(1, 3, 1, 1, 1)
+        ratio = torch.tensor([(n - 1) / (s - 1) for n, s in zip((18, 17, 16), u.shape[2:])]).view(
+            1, 3, 1, 1, 1
+        )
         warped = fields.sample(b["moving"], (fields.identity_grid(u.shape[2:]) + u) * ratio, padding="border")
         terms = whole(b, progress)
-        torch.testing.assert_close(terms["multiscale_lncc"], losses.multiscale_lncc(warped, fixed[2 - k], windows))
-        rough = (u if v is None else v[:, 0]) * 2  # the authors multiply normalised values by (size - 1): twice the voxels
+        torch.testing.assert_close(
+            terms["multiscale_lncc"], losses.multiscale_lncc(warped, fixed[2 - k], windows)
+        )
+        rough = (
+            u if v is None else v[:, 0]
+        ) * 2  # the authors multiply normalised values by (size - 1): twice the voxels
         penalty = sum(torch.diff(rough, dim=a).square().mean() for a in (2, 3, 4)) / 3
         torch.testing.assert_close(terms["diffusion"], weight * penalty)
         assert ("dice" in terms) == (k == 2)
@@ -253,7 +328,9 @@ def test_the_code_of_conditional_lapirn_is_what_it_registers_with():
     other = network(b["moving"], b["fixed"])[0]
     assert (default - other).abs().max() > 1e-3
     for code, expected in ((0.1, default), (0.9, other)):
-        torch.testing.assert_close(network.pyramid(b["moving"], b["fixed"], code=torch.full((2, 1), code))[-1][0], expected)
+        torch.testing.assert_close(
+            network.pyramid(b["moving"], b["fixed"], code=torch.full((2, 1), code))[-1][0], expected
+        )
     torch.manual_seed(3)
     code = torch.rand(1, 1).item()
     torch.manual_seed(3)
@@ -272,7 +349,9 @@ def test_a_stationary_velocity_is_explained_by_its_flow(method, dim, smooth_imag
     moving, fixed = smooth_image(shape, seed=0), smooth_image(shape, seed=1)
     velocity = model.register(moving, fixed).velocity
     with torch.no_grad():  # small, for a random field is rough (and softsign bends the large ones)
-        for layer in [network.flow_mean] if method == "vm-diff" else [level.output[2] for level in network.levels]:
+        for layer in (
+            [network.flow_mean] if method == "vm-diff" else [level.output[2] for level in network.levels]
+        ):
             for p in layer.parameters():
                 p *= (0.3 if method == "vm-diff" else 0.003) / velocity.abs().max()
     result = model.register(moving, fixed)
@@ -280,7 +359,7 @@ def test_a_stationary_velocity_is_explained_by_its_flow(method, dim, smooth_imag
     assert result.displacement.abs().max() > 0.03 and result.velocity.shape[1] == 1
     fine = model.register(moving, fixed, "rk4", 32)
     assert (fine.displacement - result.displacement).abs().mean() < 0.1 * result.displacement.abs().mean()
-    error = fields.inverse_consistency_error(result.displacement, result.inverse())
+    error = metrics.inverse_consistency_error(result.displacement, result.inverse())
     assert error.mean() < 0.1 * result.displacement.norm(dim=1).mean()
     torch.testing.assert_close(result.trajectory([0, 1])[:, 1], result.displacement)
 
@@ -301,7 +380,9 @@ def test_another_integrator_leaves_the_warp_of_a_method_as_it_is():
     torch.testing.assert_close(result.warped, fields.warp(image, result.displacement, padding="border"))
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
 def test_lddmm_is_the_same_in_whatever_mode_it_is_called(mode, smooth_image):
     moving, fixed = smooth_image((32, 29), seed=0), smooth_image((32, 29), seed=1)
     expected = lddmm.register(moving, fixed, iterations=5)[0].displacement
@@ -312,7 +393,15 @@ def test_lddmm_is_the_same_in_whatever_mode_it_is_called(mode, smooth_image):
 
 
 def test_losses_can_be_exchanged(toy_data, tmp_path):
-    profile = Profile("toy2d", "tiny", steps=2, time_steps=2, losses={"tm-tvf": {"ssim": 1.0, "velocity_diffusion": 0.5}}, validations=1, validation_pairs=1)
+    profile = Profile(
+        "toy2d",
+        "tiny",
+        steps=2,
+        time_steps=2,
+        losses={"tm-tvf": {"ssim": 1.0, "velocity_diffusion": 0.5}},
+        validations=1,
+        validation_pairs=1,
+    )
     card = train.train("tm-tvf", profile, out=tmp_path, progress=False)
     assert set(card["history"][0]) >= {"ssim", "velocity_diffusion"} and "lncc" not in card["history"][0]
     assert card["settings"]["losses"] == {"ssim": 1.0, "velocity_diffusion": 0.5}
@@ -320,5 +409,11 @@ def test_losses_can_be_exchanged(toy_data, tmp_path):
 
 
 def test_known_terms_are_those_that_methods_use():
-    standard = {term for entry in METHODS.values() if entry.objective is objectives.Objective for dim in entry.losses for term in entry.losses[dim]}
+    standard = {
+        term
+        for entry in METHODS.values()
+        if entry.objective is objectives.Objective
+        for dim in entry.losses
+        for term in entry.losses[dim]
+    }
     assert standard <= set(objectives.TERMS)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from tvf_core import metrics
-from tvf_core.fsim import fsim, phase_congruency
+from tvf_core.metrics.feature_similarity import fsim, phase_congruency
+from tvf_core.metrics.folding import SDLOGJ_KINDS
 
 each_size = pytest.mark.parametrize("shape", [(13, 16), (12, 9), (9, 10, 11), (8, 7, 12)], ids=str)
 
@@ -40,7 +41,9 @@ def literal_sdlogj(u):
     jacobian = np.zeros((*u.shape[1:], dim, dim))
     for c in range(dim):
         for a in range(dim):
-            jacobian[..., c, a] = ndimage.correlate1d(u[c], [-0.5, 0, 0.5], axis=a, mode="constant") + (a == c)
+            jacobian[..., c, a] = ndimage.correlate1d(u[c], [-0.5, 0, 0.5], axis=a, mode="constant") + (
+                a == c
+            )
     det = np.linalg.det(jacobian)[(slice(2, -2),) * dim]
     return np.log(np.clip(det + 3, 1e-9, 1e9)).std()
 
@@ -62,7 +65,7 @@ def test_both_sdlogj_of_a_quadratic_map_are_known(shape):
     inner = 1 + c * x[2:-2]
     assert metrics.sdlogj(u, "textbook") == pytest.approx(np.log(inner).std(), rel=1e-9)
     assert metrics.sdlogj(u, "official") == pytest.approx(np.log(inner + 3).std(), rel=1e-9)
-    for kind in metrics.SDLOGJ_KINDS:
+    for kind in SDLOGJ_KINDS:
         assert metrics.sdlogj(0 * u, kind) == 0
 
 
@@ -107,7 +110,9 @@ def test_ssim_equals_wang_2004_by_plain_convolutions(shape, smooth_image):
     mean_a, mean_b, aa, bb, ab = (conv(x, window[None, None]) for x in (a, b, a * a, b * b, a * b))
     var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     c1, c2 = 0.01**2, 0.03**2
-    expected = ((2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean()
+    expected = (
+        (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    ).mean()
     assert metrics.ssim(a, b) == pytest.approx(float(expected), abs=1e-6)
     assert metrics.ssim(a, b) < 0.99
     assert metrics.ssim(a, a) == pytest.approx(1)
@@ -132,7 +137,10 @@ def test_hd95_of_a_shifted_box_is_the_shift(dim, shift):
 @pytest.mark.parametrize("dim", [2, 3])
 def test_hd95_takes_the_larger_direction_and_forgives_five_per_cent(dim):
     fixed = box((60, 31, 30)[:dim], [4] * dim, [24] * dim)
-    for size, score in ((1, 0), (8, 17)):  # a voxel far away has less than 5 % of all surface, a block of 8 more: its near side counts
+    for size, score in (
+        (1, 0),
+        (8, 17),
+    ):  # a voxel far away has less than 5 % of all surface, a block of 8 more: its near side counts
         far = fixed + box((60, 31, 30)[:dim], [40] + [10] * (dim - 1), [40 + size] + [10 + size] * (dim - 1))
         here = metrics.hd95(far, fixed, fixed, [1])[0]
         assert here == metrics.hd95(fixed, far, far, [1])[0]
@@ -157,8 +165,10 @@ def literal_ndv(u):
             # A forward difference is T(x+e) - T(x), a backward one T(x) - T(x-e).
             corners.append([s * (at(x + s * e) - at(x)) for s, e in zip(signs, np.eye(dim, dtype=int))])
         if dim == 3:
-            corners += [[at(x + np.array(step)) - at(x) for step in steps] for steps in (
-                ((-1, -1, 0), (-1, 0, -1), (0, -1, -1)), ((1, 1, 0), (0, 1, 1), (1, 0, 1)))]
+            corners += [
+                [at(x + np.array(step)) - at(x) for step in steps]
+                for steps in (((-1, -1, 0), (-1, 0, -1), (0, -1, -1)), ((1, 1, 0), (0, 1, 1), (1, 0, 1)))
+            ]
         total += sum(max(-np.linalg.det(np.stack(c, 1)), 0) for c in corners) / 2 / math.factorial(dim)
     return 100 * total / np.prod(shape)
 
@@ -177,8 +187,12 @@ def test_ndv_sees_folds_that_central_differences_miss(shape):
     assert metrics.folding_percent(u[..., 1:-1, :] if len(shape) == 2 else u, "replicated") < 40
     assert metrics.ndv_percent(u) > 15
     assert metrics.ndv_percent(0 * u) == 0
-    mirrored = -2 * torch.arange(shape[0], dtype=torch.float32).view(-1, *[1] * (len(shape) - 1)) * torch.ones(shape)
-    u[:, 0] = mirrored  # x -> -x: every simplex is inside out; the replicated border keeps some of the outermost upright
+    mirrored = (
+        -2 * torch.arange(shape[0], dtype=torch.float32).view(-1, *[1] * (len(shape) - 1)) * torch.ones(shape)
+    )
+    u[:, 0] = (
+        mirrored  # x -> -x: every simplex is inside out; the replicated border keeps some of the outermost upright
+    )
     inner = 100 * (shape[0] - 2) / shape[0]
     assert metrics.ndv_percent(u) > inner
 

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import lively
 from torch import nn
 
-from conftest import lively
-from tvf_core import fields, integrate, released, swin
-from tvf_core.baselines.voxelmorph import VoxelMorphBackbone
+from tvf_core import fields, integrate, metrics, released
 from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, NetworkConfig, swin_config
 from tvf_core.model import Model, objective
+from tvf_core.networks import swin
+from tvf_core.networks.layers import InstanceNorm
+from tvf_core.networks.swin import Swin, SwinConfig
+from tvf_core.networks.time_varying import TimeVaryingVelocity
+from tvf_core.networks.transmorph import TransMorph
+from tvf_core.networks.voxelmorph import VoxelMorphBackbone
 from tvf_core.registration import Registration
-from tvf_core.swin import Swin, SwinConfig
-from tvf_core.transmorph import InstanceNorm, TransMorph
-from tvf_core.tvf import TimeVaryingVelocity
 
 # Instantiated from the released code (reference: parameter counts of TM and TM-TVF).
 COUNTS = {  # (dim, what): tiny, small, base, large
@@ -35,10 +37,14 @@ COUNTS = {  # (dim, what): tiny, small, base, large
     (2, "tvf8"): (162_286, 7_853_992, 31_111_216, 80_408_096),
     (2, "tvf12"): (178_062, 7_907_568, 31_207_992, 80_533_672),
 }
-UNUSED_C2 = 27 * 2 * 16  # the released half-resolution TM holds a convolution that it never calls; ours does not
+UNUSED_C2 = (
+    27 * 2 * 16
+)  # the released half-resolution TM holds a convolution that it never calls; ours does not
 
 # One per kind; the released rule, whose warp is not the identity at zero, has tests of its own.
-WITH_NETWORK = [name for name, entry in METHODS.items() if entry.build and name not in ("tm-tvf-lddmm", "tm-tvf-released")]
+WITH_NETWORK = [
+    name for name, entry in METHODS.items() if entry.build and name not in ("tm-tvf-lddmm", "tm-tvf-released")
+]
 ODD_SIZES = [(33, 47), (20, 25, 18)]
 
 
@@ -54,9 +60,15 @@ def test_parameter_counts_are_the_published_ones(dim, column, size):
         tvf8 = Model(config).network
         tvf12 = Model(NetworkConfig("tm-tvf", dim, size, time_steps=12)).network
         full, half = (TransMorph(swin_config(config), head) for head in ("full", "half"))
-    ours = {"encoder": count(tvf8.backbone.transformer), "shared": count(tvf8.backbone), "tvf8": count(tvf8),
-            "tvf12": count(tvf12), "step": (count(tvf12) - count(tvf8)) // 4,
-            "tm full": count(full), "tm half": count(half) + UNUSED_C2}
+    ours = {
+        "encoder": count(tvf8.backbone.transformer),
+        "shared": count(tvf8.backbone),
+        "tvf8": count(tvf8),
+        "tvf12": count(tvf12),
+        "step": (count(tvf12) - count(tvf8)) // 4,
+        "tm full": count(full),
+        "tm half": count(half) + UNUSED_C2,
+    }
     expected = {what: row[column] for (d, what), row in COUNTS.items() if d == dim}
     assert {what: ours[what] for what in expected} == expected
 
@@ -78,7 +90,11 @@ def test_relative_position_index_is_the_published_formula(window):
     for (i, p), (j, q) in itertools.product(enumerate(tokens), repeat=2):
         r = [a - b + w - 1 for a, b, w in zip(p, q, window)]
         spans = [2 * w - 1 for w in window]
-        expected = r[0] * spans[1] + r[1] if len(window) == 2 else r[0] * spans[1] * spans[2] + r[1] * spans[2] + r[2]
+        expected = (
+            r[0] * spans[1] + r[1]
+            if len(window) == 2
+            else r[0] * spans[1] * spans[2] + r[1] * spans[2] + r[2]
+        )
         assert index[i, j] == expected
     assert set(index.flatten().tolist()) == set(range(math.prod(2 * w - 1 for w in window)))
 
@@ -107,9 +123,18 @@ def corners(shape, window):
     return itertools.product(*[range(0, s, w) for s, w in zip(shape, window)])
 
 
-ATTENTION_SIZES = [((8, 9), (4, 3)), ((4, 9), (4, 3)), ((12, 3), (4, 3)), ((4, 3), (4, 3)), ((10, 15), (5, 5)),
-                   ((4, 6, 4), (2, 3, 4)), ((2, 3, 8), (2, 3, 4)), ((6, 3, 4), (2, 3, 2)), ((6, 3, 2), (2, 3, 2)),
-                   ((3, 4, 2), (3, 4, 2))]  # also with one window only along some axes, or all
+ATTENTION_SIZES = [
+    ((8, 9), (4, 3)),
+    ((4, 9), (4, 3)),
+    ((12, 3), (4, 3)),
+    ((4, 3), (4, 3)),
+    ((10, 15), (5, 5)),
+    ((4, 6, 4), (2, 3, 4)),
+    ((2, 3, 8), (2, 3, 4)),
+    ((6, 3, 4), (2, 3, 2)),
+    ((6, 3, 2), (2, 3, 2)),
+    ((3, 4, 2), (3, 4, 2)),
+]  # also with one window only along some axes, or all
 
 
 @pytest.mark.parametrize("shape,window", ATTENTION_SIZES, ids=str)
@@ -130,7 +155,9 @@ def literal_attention(layer, x, shifted):
     result = torch.empty_like(x)
     for b, corner in itertools.product(range(len(x)), corners(x.shape[1:-1], window)):
         box = (b, *[slice(c, c + w) for c, w in zip(corner, window)])
-        projected = x[box].reshape(-1, channels) @ layer.qkv.weight.T  # (tokens, 3 * heads * depth), in this order
+        projected = (
+            x[box].reshape(-1, channels) @ layer.qkv.weight.T
+        )  # (tokens, 3 * heads * depth), in this order
         out = []
         for h in range(heads):
             q, k, v = (projected[:, part * channels + h * depth :][:, :depth] for part in range(3))
@@ -153,7 +180,9 @@ def test_window_attention_equals_a_literal_softmax(shape, window, shifted):
     slope, leaves = torch.randn_like(x), [x, *layer.parameters()]
     expected, found = literal_attention(layer, x, shifted), layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    for ours, literal in zip(*(torch.autograd.grad((out * slope).sum(), leaves) for out in (found, expected))):
+    for ours, literal in zip(
+        *(torch.autograd.grad((out * slope).sum(), leaves) for out in (found, expected))
+    ):
         torch.testing.assert_close(ours, literal, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(layer.float()(x.float()), expected.float(), rtol=1e-5, atol=1e-5)
 
@@ -231,7 +260,9 @@ def test_warped_is_the_moving_image_under_the_displacement(method, shape, smooth
     model = lively(build(method, len(shape), time_steps=3))
     result = model.register(moving, fixed)
     assert result.displacement.abs().max() > 0.1
-    torch.testing.assert_close(result.warped, fields.warp(moving, result.displacement, padding=model.network.convention.padding))
+    torch.testing.assert_close(
+        result.warped, fields.warp(moving, result.displacement, padding=model.network.convention.padding)
+    )
 
 
 @pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
@@ -269,7 +300,9 @@ def test_the_velocity_explains_the_displacement(integrator, shape, smooth_image)
     assert result.velocity.shape == (1, 3, len(shape), *[-(-s // 2) for s in shape])
     torch.testing.assert_close(result.displacement, integrate.flow(result.velocity, integrator, shape=shape))
     other = "heun" if integrator == "euler" else "euler"
-    assert not torch.allclose(result.displacement, integrate.flow(result.velocity, other, shape=shape), atol=1e-5)
+    assert not torch.allclose(
+        result.displacement, integrate.flow(result.velocity, other, shape=shape), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", ODD_SIZES, ids=str)
@@ -328,9 +361,13 @@ def test_changing_the_moving_image_changes_the_velocities(smooth_image):
 def test_gradients_reach_every_parameter(method, shape, smooth_image):
     network = lively(build(method, len(shape), time_steps=3)).network
     displacement, _ = network(*pair(shape, smooth_image))
-    (displacement * torch.randn(displacement.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    (
+        displacement * torch.randn(displacement.shape, generator=torch.Generator().manual_seed(0))
+    ).sum().backward()
     dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not [name for name in dead if "flow_sigma" not in name]  # the variance of VM-diff reaches its loss alone
+    assert not [
+        name for name in dead if "flow_sigma" not in name
+    ]  # the variance of VM-diff reaches its loss alone
 
 
 @pytest.mark.parametrize("shape", [(15, 18), (5, 8, 7)], ids=str)
@@ -341,13 +378,15 @@ def test_instance_norm_is_that_of_pytorch_and_keeps_its_digits(shape):
     slope = torch.randn(x.shape)
     exact = x.double().requires_grad_()
     expected = F.instance_norm(exact)
-    gradient, = torch.autograd.grad(expected, exact, slope.double())
-    for view, (dtype, tolerance) in itertools.product(layouts, [(torch.float64, 1e-12), (torch.float32, 1e-5)]):
+    (gradient,) = torch.autograd.grad(expected, exact, slope.double())
+    for view, (dtype, tolerance) in itertools.product(
+        layouts, [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+    ):
         leaf = view.to(dtype).requires_grad_()
         found = InstanceNorm()(leaf)
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
-        found_gradient, = torch.autograd.grad(found, leaf, slope.to(dtype))
+        (found_gradient,) = torch.autograd.grad(found, leaf, slope.to(dtype))
         torch.testing.assert_close(found_gradient.double(), gradient, rtol=0, atol=tolerance)
 
 
@@ -363,8 +402,13 @@ def toy(shape, steps=3, depths=(2, 2, 2, 2), window=(2, 2, 2), dtype=torch.float
 def literal_decoder(network, moving, fixed):
     """Step by step, as the released code writes it: features upsampled and concatenated again for every velocity."""
     own = network.method == "released"
-    halve, double, warp = ((released if own else fields).__dict__[name] for name in ("halve", "double", "warp"))
-    steps, convolve, mode = network.steps, *((F.conv2d, "bilinear") if network.dim == 2 else (F.conv3d, "trilinear"))
+    halve, double, warp = (
+        (released if own else fields).__dict__[name] for name in ("halve", "double", "warp")
+    )
+    steps, convolve, mode = (
+        network.steps,
+        *((F.conv2d, "bilinear") if network.dim == 2 else (F.conv3d, "trilinear")),
+    )
     features, (small, target) = network.backbone(torch.cat([moving, fixed], 1)), map(halve, (moving, fixed))
     shape = small.shape[2:]
 
@@ -401,15 +445,20 @@ def outcome(network, inputs, call=None):
     generator = torch.Generator().manual_seed(0)
     total = sum((x * torch.randn(x.shape, generator=generator).to(x.dtype)).sum() for x in outputs)
     names, parameters = zip(*network.named_parameters())
-    return {"displacement": outputs[0].detach(), "velocity": outputs[1].detach(),
-            **dict(zip(names, torch.autograd.grad(total, parameters)))}
+    return {
+        "displacement": outputs[0].detach(),
+        "velocity": outputs[1].detach(),
+        **dict(zip(names, torch.autograd.grad(total, parameters))),
+    }
 
 
 def largest_difference(found, expected):
     """The worst of several tensors, each in parts of its largest expected value; and its name."""
     assert found.keys() == expected.keys()
     # where the mask leaves every token alone, the bias table's gradient is exp(-100) or so: no scale
-    parts = torch.stack([(found[k] - e).abs().max() / e.abs().max().clamp_min(1e-30) for k, e in expected.items()])
+    parts = torch.stack(
+        [(found[k] - e).abs().max() / e.abs().max().clamp_min(1e-30) for k, e in expected.items()]
+    )
     worst = int(parts.argmax())
     return float(parts[worst]), list(expected)[worst]
 
@@ -421,7 +470,9 @@ def test_the_time_varying_decoder_equals_its_literal_form(integrator, shape, bat
     network = toy(shape, integrator=integrator)
     found = outcome(network, inputs)
     assert found["displacement"].abs().max() > 0.3
-    difference, where = largest_difference(found, outcome(network, inputs, lambda *x: literal_decoder(network, *x)))
+    difference, where = largest_difference(
+        found, outcome(network, inputs, lambda *x: literal_decoder(network, *x))
+    )
     assert difference < 1e-9, where
 
 
@@ -446,10 +497,14 @@ def test_computing_activations_again_changes_nothing(integrator, shape, training
         again = network(*inputs)[0]
         assert len(evaluations) == 8
         torch.testing.assert_close(again, results[0]["displacement"], rtol=0, atol=1e-12)
-        assert torch.allclose(network(*inputs)[0], again, atol=1e-3) != training  # other draws, another network
+        assert (
+            torch.allclose(network(*inputs)[0], again, atol=1e-3) != training
+        )  # other draws, another network
 
 
-@pytest.mark.parametrize("shape", [(17, 18), (33, 9, 10)], ids=str)  # no level of 2 planes, see train._refuse_two_planes
+@pytest.mark.parametrize(
+    "shape", [(17, 18), (33, 9, 10)], ids=str
+)  # no level of 2 planes, see train._refuse_two_planes
 @pytest.mark.parametrize("recompute", [False, True])
 def test_half_precision_leaves_fields_in_float32_and_close(shape, recompute, smooth_image):
     inputs = pair(shape, smooth_image, 2)
@@ -470,7 +525,12 @@ def test_a_whole_training_step_compiles_without_a_graph_break(shape, backend, sm
     moving, fixed = (image.double() for image in pair(shape, smooth_image, 2))
     network = toy(shape, steps=2, depths=(2, 1, 1, 1), window=(2, 4, 4)).train()
     names, parameters = zip(*network.named_parameters())
-    batch = {"moving": moving, "fixed": fixed, "moving_labels": (4 * moving).int(), "fixed_labels": (4 * fixed).int()}
+    batch = {
+        "moving": moving,
+        "fixed": fixed,
+        "moving_labels": (4 * moving).int(),
+        "fixed_labels": (4 * fixed).int(),
+    }
 
     whole = objective(NetworkConfig("tm-tvf", len(shape)), network, 5)
 
@@ -497,14 +557,18 @@ def registration(shape, smooth_velocity):
 @pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
 def test_inverse_of_a_registration_undoes_it(shape, smooth_velocity):
     result = registration(shape, smooth_velocity)
-    for error in (fields.inverse_consistency_error(result.displacement, result.inverse()),
-                  fields.inverse_consistency_error(result.inverse(), result.displacement)):
+    for error in (
+        metrics.inverse_consistency_error(result.displacement, result.inverse()),
+        metrics.inverse_consistency_error(result.inverse(), result.displacement),
+    ):
         assert error.mean() < 0.01 and error.max() < 0.1
 
 
 def blob(shape, centre, width=2.5):
     grid = fields.identity_grid(shape)
-    return torch.exp(-(grid - centre.view(1, -1, *[1] * len(shape))).square().sum(1, keepdim=True) / (2 * width**2))
+    return torch.exp(
+        -(grid - centre.view(1, -1, *[1] * len(shape))).square().sum(1, keepdim=True) / (2 * width**2)
+    )
 
 
 @pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
@@ -531,13 +595,17 @@ def test_points_images_and_labels_travel_together(shape, to, with_velocity, smoo
 @pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
 def test_there_and_back_is_where_it_began(shape, smooth_velocity):
     result = registration(shape, smooth_velocity)
-    points = torch.rand(1, 200, len(shape), generator=torch.Generator().manual_seed(0)) * (torch.tensor(shape) - 1)
+    points = torch.rand(1, 200, len(shape), generator=torch.Generator().manual_seed(0)) * (
+        torch.tensor(shape) - 1
+    )
     there = result.transport(points, "points", "fixed")
     assert (there - points).norm(dim=-1).max() > 1
     back = result.transport(there, "points", "moving")
     assert (back - points).norm(dim=-1).max() < 2e-3
-    labels = sum((k + 1) * (blob(shape, torch.tensor([f * s for s in shape]), 4.0) > 0.5).long()
-                 for k, f in enumerate((0.3, 0.65)))
+    labels = sum(
+        (k + 1) * (blob(shape, torch.tensor([f * s for s in shape]), 4.0) > 0.5).long()
+        for k, f in enumerate((0.3, 0.65))
+    )
     back = result.transport(result.transport(labels, "labels", "fixed"), "labels", "moving")
     for k in (1, 2):
         overlap = 2 * ((back == k) & (labels == k)).sum() / ((back == k).sum() + (labels == k).sum())
@@ -550,10 +618,12 @@ def test_transport_under_the_released_rule_still_inverts(shape, smooth_velocity)
     velocity = smooth_velocity([-(-s // 2) for s in shape], amplitude=6.0)
     displacement = integrate.flow(velocity, "released", shape=shape)
     result = Registration(displacement, torch.zeros(1, 1, *shape), velocity, "released")
-    points = torch.rand(1, 200, len(shape), generator=torch.Generator().manual_seed(0)) * (torch.tensor(shape) - 1)
+    points = torch.rand(1, 200, len(shape), generator=torch.Generator().manual_seed(0)) * (
+        torch.tensor(shape) - 1
+    )
     back = result.transport(result.transport(points, "points", "moving"), "points", "fixed")
     assert (back - points).norm(dim=-1).mean() < 0.02
-    assert fields.inverse_consistency_error(displacement, result.inverse()).mean() > 0.05
+    assert metrics.inverse_consistency_error(displacement, result.inverse()).mean() > 0.05
     image = blob(shape, torch.tensor([0.4 * s for s in shape]), 4.0)
     there = result.transport(image, "image", "moving")
     torch.testing.assert_close(result.transport(there, "image", "fixed"), image, atol=0.1, rtol=0)
@@ -565,7 +635,9 @@ def test_images_of_any_floating_type_are_registered(dtype, smooth_image):
     model = lively(build("tm-tvf", 2, time_steps=2))
     result = model.register(moving.to(dtype), fixed.to(dtype))
     expected = model.register(moving.to(dtype).float(), fixed.to(dtype).float())
-    assert torch.equal(result.displacement, expected.displacement) and result.displacement.dtype == torch.float32
+    assert (
+        torch.equal(result.displacement, expected.displacement) and result.displacement.dtype == torch.float32
+    )
 
 
 def test_a_released_network_says_so(smooth_image):
@@ -578,24 +650,30 @@ def test_points_follow_an_affine_velocity_exactly():
     # Stretch about the origin of the half grid: v = log(1.5) (y - 5), in half-grid voxels.
     half, shape = (21, 18), (41, 36)
     velocity = math.log(1.5) * (fields.identity_grid(half) - 5)[:, None].expand(-1, 2, -1, -1, -1)
-    result = Registration(integrate.flow(velocity, substeps=8, shape=shape), torch.zeros(1, 1, *shape), velocity, "rk4", 8)
+    result = Registration(
+        integrate.flow(velocity, substeps=8, shape=shape), torch.zeros(1, 1, *shape), velocity, "rk4", 8
+    )
     points = torch.tensor([[[9.0, 12.25], [14.0, 4.5]]])
     centre = 2 * (5 + 0.5) - 0.5
-    torch.testing.assert_close(result.transport(points, "points", "moving"), centre + 1.5 * (points - centre), atol=1e-4, rtol=0)
-    torch.testing.assert_close(result.transport(points, "points", "fixed"), centre + (points - centre) / 1.5, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        result.transport(points, "points", "moving"), centre + 1.5 * (points - centre), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        result.transport(points, "points", "fixed"), centre + (points - centre) / 1.5, atol=1e-4, rtol=0
+    )
 
 
 def test_inverse_of_a_registration_takes_a_velocity_on_the_full_grid_as_it_is(smooth_velocity):
     velocity = smooth_velocity((40, 37))
     displacement = integrate.flow(velocity, "heun")
     result = Registration(displacement, torch.zeros(1, 1, 40, 37), velocity, "heun")
-    assert fields.inverse_consistency_error(displacement, result.inverse()).max() < 0.05
+    assert metrics.inverse_consistency_error(displacement, result.inverse()).max() < 0.05
 
 
 def test_inverse_of_a_registration_without_velocity_undoes_it_too(smooth_field):
     u = smooth_field((40, 37), amplitude=1.2)
     result = Registration(u, torch.zeros(1, 1, 40, 37))
-    assert fields.inverse_consistency_error(result.inverse(), u).max() < 1e-3
+    assert metrics.inverse_consistency_error(result.inverse(), u).max() < 1e-3
 
 
 def test_weights_of_a_step_are_its_own():
@@ -606,7 +684,9 @@ def test_weights_of_a_step_are_its_own():
         assert len({w.data_ptr() for w in weights}) == 3
 
 
-@pytest.mark.parametrize("shape,window", [((8, 6), (4, 3)), ((7, 8), (4, 3)), ((4, 5, 3), (2, 3, 2))], ids=str)
+@pytest.mark.parametrize(
+    "shape,window", [((8, 6), (4, 3)), ((7, 8), (4, 3)), ((4, 5, 3), (2, 3, 2))], ids=str
+)
 @pytest.mark.parametrize("shifted", [False, True])
 def test_a_token_reaches_exactly_its_window_and_a_shifted_one_never_wraps(shape, window, shifted):
     torch.manual_seed(0)
@@ -632,7 +712,9 @@ def test_a_head_predicts_the_displacement_of_one_interval(smooth_image):
         nn.init.constant_(head[0].bias, 0.25)
     result = model.register(*pair((33, 47), smooth_image))
     torch.testing.assert_close(result.velocity, torch.full_like(result.velocity, 4 * 0.25))
-    torch.testing.assert_close(result.displacement, torch.full_like(result.displacement, 2 * 4 * 0.25), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        result.displacement, torch.full_like(result.displacement, 2 * 4 * 0.25), atol=1e-5, rtol=0
+    )
 
 
 def test_a_recomputing_step_leaves_nothing_to_the_garbage_collector(smooth_image):

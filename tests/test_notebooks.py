@@ -9,26 +9,42 @@ import sys
 import numpy as np
 import papermill
 import pytest
+import standins
 import yaml
 
-import standins
 from data_download import __main__ as data_download
-from tvf_core import checkpoints, claims, cli, evaluate, integrate, profiles, tables
+from tvf_core import checkpoints, commands, integrate
 from tvf_core.data import PairData, load
+from tvf_core.evaluation import evaluate
 from tvf_core.fields import identity_grid
+from tvf_core.losses.objectives import LABEL_TERMS
 from tvf_core.methods import METHODS, available
-from tvf_core.objectives import LABEL_TERMS
 from tvf_core.paths import RESULTS, ROOT, sha256
-from tvf_core.sampling import PairSampler
+from tvf_core.reporting import claims, tables
+from tvf_core.training import profiles
+from tvf_core.training.sampling import PairSampler
 
 
 @pytest.mark.parametrize("name", ["03_train_faces", "04_train_brains"])
 def test_the_smoke_profile_runs_the_notebook(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TVF_RUNS", str(tmp_path / "runs"))
-    profile = yaml.safe_load((ROOT / "notebooks" / "profiles" / f"smoke_{name.rsplit('_')[-1]}.yaml").read_text())
-    chosen = ["identity", "vm-2", "lddmm", "tm-tvf"]  # a displacement, pair by pair, a velocity; the strict comparison runs them all
-    done = papermill.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb",
-                                      parameters=profile | {"methods": " ".join(chosen)}, cwd=tmp_path, kernel_name="python3", progress_bar=False)
+    profile = yaml.safe_load(
+        (ROOT / "notebooks" / "profiles" / f"smoke_{name.rsplit('_')[-1]}.yaml").read_text()
+    )
+    chosen = [
+        "identity",
+        "vm-2",
+        "lddmm",
+        "tm-tvf",
+    ]  # a displacement, pair by pair, a velocity; the strict comparison runs them all
+    done = papermill.execute_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb",
+        tmp_path / "out.ipynb",
+        parameters=profile | {"methods": " ".join(chosen)},
+        cwd=tmp_path,
+        kernel_name="python3",
+        progress_bar=False,
+    )
     assert any("injected-parameters" in cell.metadata.tags for cell in done.cells)
     written = evaluate.read_results(tmp_path / "runs" / "results", profile["data"])
     assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(chosen, profile["test_pairs"])
@@ -40,30 +56,87 @@ def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_pa
     if name == "rafd":
         source = ["--source", str(standins.rafd(tmp_path / "original"))]
     else:
-        source = ["--source", str(standins.neurite(tmp_path / "original", [1, 2, 3, 438, 439, 440])), "--partial"]
-    monkeypatch.setattr(sys, "argv", ["data_download", name, "--root", str(tmp_path / "data"), "--no-progress", *source])
+        source = [
+            "--source",
+            str(standins.neurite(tmp_path / "original", [1, 2, 3, 438, 439, 440])),
+            "--partial",
+        ]
+    monkeypatch.setattr(
+        sys, "argv", ["data_download", name, "--root", str(tmp_path / "data"), "--no-progress", *source]
+    )
     data_download.main()
     monkeypatch.setenv("TVF_RUNS", str(tmp_path / "runs"))
     profile = yaml.safe_load((ROOT / "notebooks" / "profiles" / f"paper_{name}.yaml").read_text())
-    cut = {"size": "tiny", "steps": 2, "batch": 1, "test_pairs": 2, "validation_pairs": 2, "methods": "vm-2 tm-tvf-lddmm tm-tvf"}
+    cut = {
+        "size": "tiny",
+        "steps": 2,
+        "batch": 1,
+        "test_pairs": 2,
+        "validation_pairs": 2,
+        "methods": "vm-2 tm-tvf-lddmm tm-tvf",
+    }
     notebook = {"rafd": "03_train_faces", "oasis": "04_train_brains"}[name]
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{notebook}.ipynb"), "out.ipynb", "--no-progress-bar", "-k", "python3",
-               "-f", str(ROOT / "notebooks" / "profiles" / f"paper_{name}.yaml"), "-y", yaml.safe_dump(cut), "-p", "data_root", "data"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "notebooks" / f"{notebook}.ipynb"),
+        "out.ipynb",
+        "--no-progress-bar",
+        "-k",
+        "python3",
+        "-f",
+        str(ROOT / "notebooks" / "profiles" / f"paper_{name}.yaml"),
+        "-y",
+        yaml.safe_dump(cut),
+        "-p",
+        "data_root",
+        "data",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    settings = json.loads((tmp_path / "runs" / name / "tm-tvf-lddmm" / "weights.json").read_text())["settings"]
-    assert (settings["steps"], settings["lr"], settings["flip"], settings["epoch_of"]) == (2, 1e-4, profile.get("flip", 0.0), profile["epoch_of"])
-    assert settings["network"]["integrator"] == "euler" and settings["constants"] == profile["constants"]["tm-tvf-lddmm"]
+    settings = json.loads((tmp_path / "runs" / name / "tm-tvf-lddmm" / "weights.json").read_text())[
+        "settings"
+    ]
+    assert (settings["steps"], settings["lr"], settings["flip"], settings["epoch_of"]) == (
+        2,
+        1e-4,
+        profile.get("flip", 0.0),
+        profile["epoch_of"],
+    )
+    assert (
+        settings["network"]["integrator"] == "euler"
+        and settings["constants"] == profile["constants"]["tm-tvf-lddmm"]
+    )
     written_split = profile.get("split", "test")
     written = evaluate.read_results(tmp_path / "runs" / "results", name, written_split)
-    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(("identity", "vm-2", "tm-tvf-lddmm", "tm-tvf"), 2)
+    assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(
+        ("identity", "vm-2", "tm-tvf-lddmm", "tm-tvf"), 2
+    )
     assert {s["split"] for s in written.values()} == {written_split}
     assert all(s["card"]["settings"]["origin"] for s in written.values())
-    notebook, table, metric = {"rafd": ("05_table1", "table1", "ssim"), "oasis": ("06_table2", "table2", "dice")}[name]
-    done = papermill.execute_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "table.ipynb", parameters={"data": name, "split": written_split},
-                                      cwd=tmp_path, kernel_name="python3", progress_bar=False)
-    shown = "".join(o["data"].get("text/markdown", "") for cell in done.cells for o in cell.get("outputs", ()) if "data" in o)
-    assert f"| TM-TVF | {tables.plus_minus(tables.ledger()['tables'][table]['values']['tm-tvf'][metric])} |" in shown
+    notebook, table, metric = {
+        "rafd": ("05_table1", "table1", "ssim"),
+        "oasis": ("06_table2", "table2", "dice"),
+    }[name]
+    done = papermill.execute_notebook(
+        ROOT / "notebooks" / f"{notebook}.ipynb",
+        tmp_path / "table.ipynb",
+        parameters={"data": name, "split": written_split},
+        cwd=tmp_path,
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    shown = "".join(
+        o["data"].get("text/markdown", "")
+        for cell in done.cells
+        for o in cell.get("outputs", ())
+        if "data" in o
+    )
+    assert (
+        f"| TM-TVF | {tables.plus_minus(tables.ledger()['tables'][table]['values']['tm-tvf'][metric])} |"
+        in shown
+    )
     last = claims.number(table, "tm-tvf", metric)[-1]
     assert last.data == name and last.measured == tables.plus_minus(written["tm-tvf"]["summary"][metric])
     assert last.verdict == claims.NOT_TESTABLE and "2 of the paper's" in last.why
@@ -74,11 +147,19 @@ def test_a_paper_profile_says_the_recipe_that_the_methods_have(name):
     profile = profiles.read(name)
     dim = {"paper_rafd": 2, "paper_oasis": 3}[name]
     assert (profile.epochs, profile.lr, profile.time_steps, profile.steps) == (500, 1e-4, 8, 0)
-    assert {"tm", "tm-tvf", "tm-tvf-lddmm"} == set(profile.losses) and set(profile.methods.split()) <= set(available(dim))
+    assert {"tm", "tm-tvf", "tm-tvf-lddmm"} == set(profile.losses) and set(profile.methods.split()) <= set(
+        available(dim)
+    )
     for method, weights in profile.losses.items():
-        assert weights == {t: w for t, w in METHODS[method].weights(dim).items() if dim == 3 or t not in LABEL_TERMS}  # faces have none
-    assert profile.constants == {"tm-tvf-lddmm": {k: v.value for k, v in METHODS["tm-tvf-lddmm"].constants[dim].items()}}
-    pairs = {2: list(itertools.permutations(range(8), 2)), 3: list(itertools.permutations(range(394), 2))}[dim]
+        assert weights == {
+            t: w for t, w in METHODS[method].weights(dim).items() if dim == 3 or t not in LABEL_TERMS
+        }  # faces have none
+    assert profile.constants == {
+        "tm-tvf-lddmm": {k: v.value for k, v in METHODS["tm-tvf-lddmm"].constants[dim].items()}
+    }
+    pairs = {2: list(itertools.permutations(range(8), 2)), 3: list(itertools.permutations(range(394), 2))}[
+        dim
+    ]
     data = PairData("", "train", np.zeros((394, 1, 1), np.uint8), pairs, [])
     sampler = PairSampler(data, profile.batch, epoch_of=profile.epoch_of)
     if dim == 3:
@@ -89,16 +170,27 @@ def test_a_paper_profile_says_the_recipe_that_the_methods_have(name):
 
 def test_a_mistyped_parameter_stops_the_notebook(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="steps must be int"):
-        papermill.execute_notebook(ROOT / "notebooks" / "03_train_faces.ipynb", tmp_path / "out.ipynb",
-                                   parameters={"steps": "many"}, kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "03_train_faces.ipynb",
+            tmp_path / "out.ipynb",
+            parameters={"steps": "many"},
+            kernel_name="python3",
+            progress_bar=False,
+        )
 
 
 @pytest.mark.parametrize("table, data", [("table1", "demo_faces"), ("table2", "demo_brains")])
 def test_the_readme_shows_the_stored_results(table, data):
-    block = re.search(rf"<!-- {table} -->\n(.*?)\n<!-- end {table} -->", (ROOT / "README.md").read_text(), re.S)[1]
-    assert block == tables.comparison(table, evaluate.read_results(RESULTS, data), "book/results", beyond=False)
+    block = re.search(
+        rf"<!-- {table} -->\n(.*?)\n<!-- end {table} -->", (ROOT / "README.md").read_text(), re.S
+    )[1]
+    assert block == tables.comparison(
+        table, evaluate.read_results(RESULTS, data), "book/results", beyond=False
+    )
     links = re.findall('href="(.*?)"', block)
-    assert len(links) == len(evaluate.read_results(RESULTS, data)) and all((ROOT / link).is_file() for link in links)
+    assert len(links) == len(evaluate.read_results(RESULTS, data)) and all(
+        (ROOT / link).is_file() for link in links
+    )
 
 
 @pytest.mark.parametrize("data, metric, margin", [("demo_faces", "ssim", 0.02), ("demo_brains", "dice", 0.1)])
@@ -106,15 +198,25 @@ def test_the_stored_results_clearly_beat_no_registration(data, metric, margin):
     stored = {m: s["summary"] for m, s in evaluate.read_results(RESULTS, data).items()}
     assert list(stored) == available({"ssim": 2, "dice": 3}[metric])
     for method in stored:
-        assert method == "identity" or stored[method][metric]["mean"] > stored["identity"][metric]["mean"] + margin
+        assert (
+            method == "identity"
+            or stored[method][metric]["mean"] > stored["identity"][metric]["mean"] + margin
+        )
     assert stored["identity"]["folding_percent"]["mean"] == 0
 
 
 def test_what_chapter_2_says_about_real_anatomies_is_what_was_measured():
     stored = evaluate.read_results(RESULTS, "anatomies")
-    mean = {metric: {m: s["summary"][metric]["mean"] for m, s in stored.items()} for metric in ("dice", "ssim")}
-    assert list(stored) == [m for m in METHODS if m in cli.ANATOMY_METHODS] and {s["n_pairs"] for s in stored.values()} == {12}
-    assert max(mean["dice"], key=mean["dice"].get) == "tm-tvf" and max(mean["ssim"], key=mean["ssim"].get) == "lddmm"
+    mean = {
+        metric: {m: s["summary"][metric]["mean"] for m, s in stored.items()} for metric in ("dice", "ssim")
+    }
+    assert list(stored) == [m for m in METHODS if m in commands.shipped.ANATOMY_METHODS] and {
+        s["n_pairs"] for s in stored.values()
+    } == {12}
+    assert (
+        max(mean["dice"], key=mean["dice"].get) == "tm-tvf"
+        and max(mean["ssim"], key=mean["ssim"].get) == "lddmm"
+    )
     for m, summary in stored.items():
         assert mean["dice"][m] >= mean["dice"]["identity"]
         settings = summary["card"]["settings"]
@@ -130,7 +232,9 @@ def test_the_flow_of_the_stored_results_inverts_and_the_released_rule_does_not(d
     stored = {m: s["summary"] for m, s in evaluate.read_results(RESULTS, data).items()}
     assert stored["tm-tvf-lddmm"]["inverse_error"]["mean"] < 0.02
     # Read between voxels, the inverse map is least exact where it squeezes most: a closing mouth.
-    assert stored["tm-tvf-lddmm"]["inverse_error_p999"]["mean"] < {"demo_faces": 0.25, "demo_brains": 0.2}[data]
+    assert (
+        stored["tm-tvf-lddmm"]["inverse_error_p999"]["mean"] < {"demo_faces": 0.25, "demo_brains": 0.2}[data]
+    )
     assert stored["tm-tvf-released"]["inverse_error"]["mean"] > 5 * stored["tm-tvf"]["inverse_error"]["mean"]
 
 
@@ -143,6 +247,10 @@ def test_points_return_along_the_flow_of_the_shipped_weights(data):
         item = pairs.batch([k])
         result = model.register(item["moving"], item["fixed"])
         there = grid + result.displacement
-        error = (integrate.transport(result.velocity, there, t0=1, t1=0, shape=pairs.shape) - grid).norm(dim=1).numpy()
+        error = (
+            (integrate.transport(result.velocity, there, t0=1, t1=0, shape=pairs.shape) - grid)
+            .norm(dim=1)
+            .numpy()
+        )
         assert result.displacement.abs().max() > 2
         assert error.mean() < 0.02 and np.quantile(error, 0.999) < 0.2

@@ -8,10 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import standins
 from PIL import Image
 from skimage import transform
 
-import standins
 from data_download import originals, rafd
 from tvf_core import data
 from tvf_core.data import demo_faces, prepared
@@ -48,7 +48,11 @@ def test_counts_are_the_papers_and_the_split_follows_from_the_seed():
     assert len(rafd.MODELS) == 67 == len(standins.MODELS) and rafd.MODELS == standins.MODELS
     assert {part: len(models) for part, models in rafd.split().items()} == {"train": 53, "val": 7, "test": 7}
     assert sorted(itertools.chain(*rafd.split().values())) == rafd.MODELS
-    assert {part: len(pairs) for part, pairs in rafd.pairs().items()} == {"train": 2968, "val": 392, "test": 392}
+    assert {part: len(pairs) for part, pairs in rafd.pairs().items()} == {
+        "train": 2968,
+        "val": 392,
+        "test": 392,
+    }
     assert rafd.split() == rafd.draw_split(json.loads(rafd.SPLITS.read_text())["rafd"]["seed"])
 
 
@@ -59,7 +63,9 @@ def test_pairs_are_all_ordered_pairs_of_two_expressions_of_one_model(root, monke
         names = [tuple(loaded.names[k].split("_") for k in pair) for pair in loaded.pairs]
         assert len({(tuple(a), tuple(b)) for a, b in names}) == len(names) == 56 * len(models)
         assert all(a[0] == b[0] and int(a[0]) in models and a[1] != b[1] for a, b in names)
-    assert loaded.names[:9] == [f"01_{e}" for e in demo_faces.EXPRESSIONS] + [f"02_{demo_faces.EXPRESSIONS[0]}"]
+    assert loaded.names[:9] == [f"01_{e}" for e in demo_faces.EXPRESSIONS] + [
+        f"02_{demo_faces.EXPRESSIONS[0]}"
+    ]
     with pytest.raises(ValueError, match="one size"):
         data.load("rafd", "test", 128)
 
@@ -74,9 +80,12 @@ def test_an_image_is_the_cropped_gray_photograph(source, root):
         height, width = luma.shape
         side = round(width * 640 / 681)
         left, top = (width - side) // 2, round(0.46 * height - side / 2)
-        square = luma[top:top + side, left:left + side]
+        square = luma[top : top + side, left : left + side]
         expected = transform.resize(square, (256, 256), order=3, preserve_range=True)
-        assert np.abs(part.images[k] - expected).mean() < 0.7 and np.abs(part.images[k] - np.roll(expected, 1, 0)).mean() > 1.5
+        assert (
+            np.abs(part.images[k] - expected).mean() < 0.7
+            and np.abs(part.images[k] - np.roll(expected, 1, 0)).mean() > 1.5
+        )
     assert (root / "rafd" / "preview.png").is_file()
     assert prepared.about(root / "rafd")["unused_images"] == 2 * 8 * 14
 
@@ -120,6 +129,7 @@ def test_the_archive_will_do_as_well_also_after_a_stop(source, root, tmp_path, m
             archive.write(file, f"RafD/{file.name}")
     unpack = originals.unpack
     for stop in ("before", "after"):
+
         def stopped(*arguments):
             if stop == "after":
                 unpack(*arguments)
@@ -130,7 +140,9 @@ def test_the_archive_will_do_as_well_also_after_a_stop(source, root, tmp_path, m
             with pytest.raises(KeyboardInterrupt):
                 rafd.prepare(tmp_path / "RafD.zip", tmp_path / "root", progress=False)
     rafd.prepare(tmp_path / "RafD.zip", tmp_path / "root", progress=False)
-    np.testing.assert_array_equal(np.load(tmp_path / "root" / "rafd" / "images.npy"), np.load(root / "rafd" / "images.npy"))
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "root" / "rafd" / "images.npy"), np.load(root / "rafd" / "images.npy")
+    )
 
 
 def one(folder):
@@ -159,18 +171,37 @@ def oasis_instead(folder):
     standins.neurite(folder, [1, 2, 438])
 
 
-@pytest.mark.parametrize("damage, told", {
-    "one is missing": (lambda f: one(f).unlink(), ["missing 1 of 536", "model 28 contemptuous", "complete database"]),
-    "a model is missing": (lambda f: only(f, lambda n: "_40_" not in n), ["missing 8 of 536", "model 40 angry"]),
-    "broken file": (lambda f: replace(one(f), b"\xff\xd8 not a JPEG"), ["Rafd090_28", "cannot be read as an image", "again"]),
-    "cut short": (lambda f: replace(one(f), one(f).read_bytes()[:2000]), ["Rafd090_28", "cannot be read as an image"]),
-    "other size": (small, ["Rafd090_28", "100 x 150", "280 x 421"]),
-    "two versions": (twice, ["two different images", "again", "leave only"]),
-    "no frontal camera": (lambda f: only(f, lambda n: not n.startswith("Rafd090")), ["only camera 000", "needed", "090"]),
-    "only looking aside": (lambda f: only(f, lambda n: "_left" in n), ["gaze left", "frontal"]),
-    "empty": (lambda f: only(f, lambda n: False), ["holds no files", "Rafd090_<model>"]),
-    "OASIS": (oasis_instead, ["looks like OASIS", "data_download oasis"]),
-}.values(), ids=lambda x: None)
+@pytest.mark.parametrize(
+    "damage, told",
+    {
+        "one is missing": (
+            lambda f: one(f).unlink(),
+            ["missing 1 of 536", "model 28 contemptuous", "complete database"],
+        ),
+        "a model is missing": (
+            lambda f: only(f, lambda n: "_40_" not in n),
+            ["missing 8 of 536", "model 40 angry"],
+        ),
+        "broken file": (
+            lambda f: replace(one(f), b"\xff\xd8 not a JPEG"),
+            ["Rafd090_28", "cannot be read as an image", "again"],
+        ),
+        "cut short": (
+            lambda f: replace(one(f), one(f).read_bytes()[:2000]),
+            ["Rafd090_28", "cannot be read as an image"],
+        ),
+        "other size": (small, ["Rafd090_28", "100 x 150", "280 x 421"]),
+        "two versions": (twice, ["two different images", "again", "leave only"]),
+        "no frontal camera": (
+            lambda f: only(f, lambda n: not n.startswith("Rafd090")),
+            ["only camera 000", "needed", "090"],
+        ),
+        "only looking aside": (lambda f: only(f, lambda n: "_left" in n), ["gaze left", "frontal"]),
+        "empty": (lambda f: only(f, lambda n: False), ["holds no files", "Rafd090_<model>"]),
+        "OASIS": (oasis_instead, ["looks like OASIS", "data_download oasis"]),
+    }.values(),
+    ids=lambda x: None,
+)
 def test_a_wrong_folder_is_named_in_one_line(damage, told, copy, tmp_path):
     damage(copy)
     with pytest.raises((ValueError, OSError)) as error:
@@ -189,7 +220,9 @@ def test_a_pixel_more_and_capital_letters_do_not_matter(copy, root, tmp_path):
     assert prepared.about(tmp_path / "rafd")["crop"] == prepared.about(root / "rafd")["crop"]
 
 
-@pytest.mark.parametrize("crop, told", [((0, 0, 300), "beyond"), ((-1, 0, 256), "beyond"), ((0, 0, 100), "less than the 256")])
+@pytest.mark.parametrize(
+    "crop, told", [((0, 0, 300), "beyond"), ((-1, 0, 256), "beyond"), ((0, 0, 100), "less than the 256")]
+)
 def test_a_crop_must_fit(crop, told, source, tmp_path):
     with pytest.raises(ValueError, match=told):
         rafd.prepare(source, tmp_path, crop=crop, progress=False)

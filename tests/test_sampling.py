@@ -6,13 +6,20 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tvf_core import data, train
+from tvf_core import data
 from tvf_core.data import PairData
-from tvf_core.sampling import PairSampler
+from tvf_core.training import train
+from tvf_core.training.sampling import PairSampler
 
 
 def pairs_of(images, pairs=None):
-    return PairData("", "train", np.zeros((images, 1, 1), np.uint8), pairs or list(itertools.permutations(range(images), 2)), [])
+    return PairData(
+        "",
+        "train",
+        np.zeros((images, 1, 1), np.uint8),
+        pairs or list(itertools.permutations(range(images), 2)),
+        [],
+    )
 
 
 @pytest.mark.parametrize("images, batch", [(5, 1), (5, 5), (6, 4)])

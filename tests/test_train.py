@@ -10,25 +10,33 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-
 from conftest import lively
-from tvf_core import checkpoints, data, evaluate, fields, metrics, train
-from tvf_core.fsim import fsim
+
+from tvf_core import checkpoints, data, fields, metrics
+from tvf_core.evaluation import evaluate
+from tvf_core.losses.objectives import standard_terms
 from tvf_core.methods import METHODS, NetworkConfig
+from tvf_core.metrics.feature_similarity import fsim
 from tvf_core.model import Model
-from tvf_core.objectives import standard_terms
+from tvf_core.networks.layers import RELEASED, STANDARD
 from tvf_core.paths import ROOT
-from tvf_core.profiles import Profile
-from tvf_core.sampling import PairSampler
-from tvf_core.transmorph import RELEASED, STANDARD
+from tvf_core.training import train
+from tvf_core.training.profiles import Profile
+from tvf_core.training.sampling import PairSampler
 
 TRAINABLE = [name for name, entry in METHODS.items() if entry.build]
 
 
 def run(method, name, steps, out, **settings):
     """Train on tiny data; what is no argument of ``train`` is one of its profile."""
-    arguments = {key: settings.pop(key) for key in ("save_minutes", "resume", "on_nonfinite", "watch", "workers", "tensorboard") if key in settings}
-    profile = Profile(name, **dict(steps=steps, lr=2e-3, time_steps=2, validations=2, validation_pairs=1) | settings)
+    arguments = {
+        key: settings.pop(key)
+        for key in ("save_minutes", "resume", "on_nonfinite", "watch", "workers", "tensorboard")
+        if key in settings
+    }
+    profile = Profile(
+        name, **dict(steps=steps, lr=2e-3, time_steps=2, validations=2, validation_pairs=1) | settings
+    )
     return train.train(method, profile, out=out, progress=False, **arguments)
 
 
@@ -39,10 +47,16 @@ def test_training_on_one_pair_learns_it(method, name, toy_data, tmp_path, monkey
     monkeypatch.setattr(train, "validate", lambda *args: 1.0)
     card = run(method, name, 30 if name == "toy2d" else 12, tmp_path)
     losses = [record["loss"] for record in card["history"]]
-    gain = 0.04 if method == "cyclemorph" else 0.1  # half of its loss is there from the start: images like themselves
+    gain = (
+        0.04 if method == "cyclemorph" else 0.1
+    )  # half of its loss is there from the start: images like themselves
     assert np.mean(losses[-3:]) < losses[0] - gain * abs(losses[0])
     for record in card["history"]:
-        parts = [value for key, value in record.items() if key not in ("step", "loss", "validation", "grad_norm", "lr", "seconds")]
+        parts = [
+            value
+            for key, value in record.items()
+            if key not in ("step", "loss", "validation", "grad_norm", "lr", "seconds")
+        ]
         assert record["loss"] == pytest.approx(sum(parts), rel=1e-4, abs=1e-6)
 
 
@@ -54,7 +68,9 @@ def test_the_released_method_trains_with_the_released_warp(toy_data, tmp_path):
     for method in ("tm-tvf", "tm-tvf-released"):
         first = run(method, "toy2d", 1, tmp_path / method)["history"][0]
         convention = RELEASED if method == "tm-tvf-released" else STANDARD
-        expected = standard_terms(METHODS[method].weights(2), {}, batch, nothing, None, part.classes, convention)
+        expected = standard_terms(
+            METHODS[method].weights(2), {}, batch, nothing, None, part.classes, convention
+        )
         seen[method] = first["lncc"]
         for term in ("lncc", "dice"):
             if term in expected:
@@ -64,7 +80,9 @@ def test_the_released_method_trains_with_the_released_warp(toy_data, tmp_path):
 
 def test_validation_uses_the_arithmetic_of_the_training(toy_data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "validate", lambda *args: (seen.append(torch.is_autocast_enabled("cpu")), 1.0)[1])
+    monkeypatch.setattr(
+        train, "validate", lambda *args: (seen.append(torch.is_autocast_enabled("cpu")), 1.0)[1]
+    )
     run("vm-2", "toy2d", 1, tmp_path / "bf16", precision="bf16")
     run("vm-2", "toy2d", 1, tmp_path / "fp32", precision="fp32")
     assert seen == [True, False]
@@ -95,7 +113,10 @@ def test_bf16_on_a_processor_is_refused_where_its_gradients_are_wrong(method, to
         run(method, "toy3d", 3, tmp_path, precision="bf16")
 
 
-@pytest.mark.parametrize("precision, words", [("fp16", "needs a GPU"), ("half", "precision must be fp32 or bf16 or fp16, got 'half'")])
+@pytest.mark.parametrize(
+    "precision, words",
+    [("fp16", "needs a GPU"), ("half", "precision must be fp32 or bf16 or fp16, got 'half'")],
+)
 def test_a_precision_that_cannot_be_had_is_refused(precision, words, toy_data, tmp_path):
     if precision == "fp16" and torch.cuda.is_available():
         pytest.skip("here is a GPU")
@@ -105,13 +126,17 @@ def test_a_precision_that_cannot_be_had_is_refused(precision, words, toy_data, t
 
 def test_recomputing_trains_the_same_weights(toy_data, tmp_path):
     kept, recomputed = (run("tm-tvf", "toy3d", 3, tmp_path / str(on), recompute=on) for on in (False, True))
-    assert [r["loss"] for r in kept["history"]] == pytest.approx([r["loss"] for r in recomputed["history"]], rel=1e-5)
+    assert [r["loss"] for r in kept["history"]] == pytest.approx(
+        [r["loss"] for r in recomputed["history"]], rel=1e-5
+    )
 
 
 def test_the_seed_decides_everything(toy_data, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "validate", lambda *args: 1.0)
-    losses = [[r["loss"] for r in run("tm", "toy2d", 3, tmp_path / str(k), seed=seed)["history"]]
-              for k, seed in enumerate([0, 0, 1])]
+    losses = [
+        [r["loss"] for r in run("tm", "toy2d", 3, tmp_path / str(k), seed=seed)["history"]]
+        for k, seed in enumerate([0, 0, 1])
+    ]
     assert losses[0] == losses[1] and losses[0] != losses[2]
 
 
@@ -128,14 +153,24 @@ def test_the_weights_of_the_best_validation_are_kept(toy_data, tmp_path, monkeyp
     kept = checkpoints.load(tmp_path / "weights.safetensors").network.state_dict()
     for key, value in kept.items():
         torch.testing.assert_close(value, seen[1][key], atol=1e-3, rtol=1e-3)  # half precision
-    assert any(not torch.allclose(value, seen[2][key], atol=1e-5) for key, value in kept.items() if value.numel() < 1000)
+    assert any(
+        not torch.allclose(value, seen[2][key], atol=1e-5)
+        for key, value in kept.items()
+        if value.numel() < 1000
+    )
 
 
 def test_the_learning_rate_decays_as_published(toy_data, tmp_path, monkeypatch):
     rates, step = [], torch.optim.Adam.step
     monkeypatch.setattr(train, "validate", lambda *args: 1.0)
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args, **kwargs: (
-        rates.append((self.param_groups[0]["lr"], self.param_groups[0]["amsgrad"])), step(self, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        torch.optim.Adam,
+        "step",
+        lambda self, *args, **kwargs: (
+            rates.append((self.param_groups[0]["lr"], self.param_groups[0]["amsgrad"])),
+            step(self, *args, **kwargs),
+        )[1],
+    )
     run("tm", "toy2d", 4, tmp_path)
     assert rates == [(pytest.approx(2e-3 * (1 - e / 4) ** 0.9), True) for e in range(4)]
 
@@ -166,7 +201,9 @@ def test_stored_weights_register_as_before(method, name, toy_data, tmp_path):
     assert torch.equal(after, before)
     checkpoints.save(tmp_path / "c.safetensors", model.network.state_dict(), config, compact=True)
     assert (tmp_path / "c.safetensors").stat().st_size < 0.5 * (tmp_path / "w.safetensors").stat().st_size
-    compact = checkpoints.load(tmp_path / "c.safetensors").register(pair["moving"], pair["fixed"]).displacement
+    compact = (
+        checkpoints.load(tmp_path / "c.safetensors").register(pair["moving"], pair["fixed"]).displacement
+    )
     assert 0 < (compact - before).norm() < 0.1 * before.norm()
 
 
@@ -177,7 +214,9 @@ def evaluated(toy_data, tmp_path):
     checkpoints.save(weights, lively(Model(config)).network.state_dict(), config)
 
     def go(**kwargs):
-        return evaluate.evaluate("tm-tvf", "toy2d", **dict(weights=weights, out=tmp_path, progress=False) | kwargs)
+        return evaluate.evaluate(
+            "tm-tvf", "toy2d", **dict(weights=weights, out=tmp_path, progress=False) | kwargs
+        )
 
     return go, weights, config
 
@@ -189,7 +228,11 @@ def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
     with open(tmp_path / "toy2d" / "tm-tvf.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["pair"] for row in rows] == ["i6->i7", "i7->i6"]
-    assert set(summary["summary"]) == set(rows[0]) - {"pair"} >= {*evaluate.METRICS, *(f"{m}/{k}" for m in ("dice", "hd95") for k in ("outer", "inner"))}
+    assert (
+        set(summary["summary"])
+        == set(rows[0]) - {"pair"}
+        >= {*evaluate.METRICS, *(f"{m}/{k}" for m in ("dice", "hd95") for k in ("outer", "inner"))}
+    )
     for metric, entry in summary["summary"].items():
         values = [float(row[metric]) for row in rows]
         assert entry["mean"] == pytest.approx(np.mean(values))
@@ -200,20 +243,30 @@ def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
     assert float(rows[1]["ssim"]) == pytest.approx(metrics.ssim(result.warped, pair["fixed"]), abs=1e-5)
     assert float(rows[1]["fsim"]) == pytest.approx(fsim(result.warped, pair["fixed"]), abs=1e-5)
     u = result.displacement
-    for name, value in {"sdlogj": metrics.sdlogj(u), "sdlogj_textbook": metrics.sdlogj(u, "textbook"), "ndv_percent": metrics.ndv_percent(u),
-                        "folding_percent": metrics.folding_percent(u),
-                        "negation_error": fields.compose(-u, u).norm(dim=1).mean()}.items():
+    for name, value in {
+        "sdlogj": metrics.sdlogj(u),
+        "sdlogj_textbook": metrics.sdlogj(u, "textbook"),
+        "ndv_percent": metrics.ndv_percent(u),
+        "folding_percent": metrics.folding_percent(u),
+        "negation_error": fields.compose(-u, u).norm(dim=1).mean(),
+    }.items():
         assert float(rows[1][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-9), name
     warped = fields.warp_labels(pair["moving_labels"], u)
-    assert float(rows[1]["hd95/inner"]) == pytest.approx(metrics.hd95(warped, pair["fixed_labels"], pair["moving_labels"], [2])[0])
+    assert float(rows[1]["hd95/inner"]) == pytest.approx(
+        metrics.hd95(warped, pair["fixed_labels"], pair["moving_labels"], [2])[0]
+    )
     for name in ("dice", "hd95"):
-        assert float(rows[0][name]) == pytest.approx(np.mean([float(rows[0][f"{name}/{k}"]) for k in ("outer", "inner")]))
+        assert float(rows[0][name]) == pytest.approx(
+            np.mean([float(rows[0][f"{name}/{k}"]) for k in ("outer", "inner")])
+        )
 
 
 def test_splits_do_not_overwrite_each_other_and_the_card_of_the_weights_is_told(evaluated, tmp_path):
     go, weights, _ = evaluated
     assert "training" not in go()
-    weights.with_suffix(".json").write_text(json.dumps({"settings": {"seed": 3, "steps": 5, "lr": 1}, "seconds": 7.0, "code": "abc"}))
+    weights.with_suffix(".json").write_text(
+        json.dumps({"settings": {"seed": 3, "steps": 5, "lr": 1}, "seconds": 7.0, "code": "abc"})
+    )
     validation, test = go(split="val"), json.loads((tmp_path / "toy2d" / "tm-tvf.json").read_text())
     assert (validation["split"], test["split"]) == ("val", "test")
     assert validation["training"] == {"seed": 3, "steps": 5, "seconds": 7.0, "code": "abc"}
@@ -260,7 +313,9 @@ def test_a_stopped_evaluation_continues_and_ends_with_the_same_rows(evaluated, t
         go()
     kept = tmp_path / "toy2d" / ".tm-tvf.rows.jsonl"
     assert len(kept.read_text().splitlines()) == 2 and not (tmp_path / "toy2d" / "tm-tvf.json").exists()
-    kept.write_text(kept.read_text() + '{"pair": "i7->i6", "dice')  # what a kill in the middle of writing leaves
+    kept.write_text(
+        kept.read_text() + '{"pair": "i7->i6", "dice'
+    )  # what a kill in the middle of writing leaves
     monkeypatch.setattr(evaluate, "score", lambda *args: seen.append(args[2]) or score(*args))
     again = go()
     assert seen == [0, 1, 1]  # pair 0 was not registered again
@@ -272,7 +327,7 @@ def test_a_stopped_evaluation_continues_and_ends_with_the_same_rows(evaluated, t
 
 KILLED = """
 import os, signal, sys
-from tvf_core import evaluate
+from tvf_core.evaluation import evaluate
 score = evaluate.score
 seen = []
 def stop_at(model, pairs, k, device):
@@ -297,11 +352,15 @@ def test_sigkill_in_an_evaluation_loses_nothing(tmp_path):
     assert whole == cut and whole.count(b"\n") == 7
 
 
-def test_rows_of_other_settings_are_not_continued_and_two_at_once_are_refused(evaluated, tmp_path, monkeypatch):
+def test_rows_of_other_settings_are_not_continued_and_two_at_once_are_refused(
+    evaluated, tmp_path, monkeypatch
+):
     go, _, _ = evaluated
     kept = tmp_path / "toy2d" / ".tm-tvf.rows.jsonl"
     kept.parent.mkdir()
-    kept.write_text('{"settings": {"method": "tm-tvf", "split": "val"}, "code": "0"}\n{"pair": "of another run", "dice": 0}\n')
+    kept.write_text(
+        '{"settings": {"method": "tm-tvf", "split": "val"}, "code": "0"}\n{"pair": "of another run", "dice": 0}\n'
+    )
     assert go()["n_pairs"] == 2
     assert "another run" not in (tmp_path / "toy2d" / "tm-tvf.csv").read_text()
     with evaluate._kept_rows(kept, {}), pytest.raises(ValueError, match="another process"):
@@ -323,15 +382,22 @@ def test_validation_scores_dice_with_labels_and_ssim_without(toy_data):
     network = Model(config).network
     for name, metric in (("toy2d", "dice"), ("toy_plain", "ssim")):
         part = data.load(name, "val")
-        expected = np.mean([evaluate.score(Model(config, network), part, k, "cpu", [metric])[metric] for k in (0, 1)])
-        assert [train.validate(network, config, part, 12, Accelerator(cpu=True), at_once) for at_once in (1, 2)] == pytest.approx([expected] * 2)
+        expected = np.mean(
+            [evaluate.score(Model(config, network), part, k, "cpu", [metric])[metric] for k in (0, 1)]
+        )
+        assert [
+            train.validate(network, config, part, 12, Accelerator(cpu=True), at_once) for at_once in (1, 2)
+        ] == pytest.approx([expected] * 2)
 
 
 def test_results_are_read_in_the_order_of_the_table(toy_data, evaluated, tmp_path):
     go, _, _ = evaluated
     untouched = evaluate.evaluate("identity", "toy2d", out=tmp_path, progress=False)
     first = go()
-    assert list(evaluate.read_results(tmp_path, "toy2d").items()) == [("identity", untouched), ("tm-tvf", first)]
+    assert list(evaluate.read_results(tmp_path, "toy2d").items()) == [
+        ("identity", untouched),
+        ("tm-tvf", first),
+    ]
     assert evaluate.read_results(tmp_path, "toy3d") == {}
     rows = evaluate.read_rows("tm-tvf", "toy2d", tmp_path)
     assert list(rows["pair"]) == ["i6->i7", "i7->i6"]

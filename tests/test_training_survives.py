@@ -13,15 +13,15 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from test_train import run
-from tvf_core import cli, data, interrupts, profiles, run_folder, train
+
+from tvf_core import commands, data
 from tvf_core.methods import METHODS
 from tvf_core.paths import ROOT
-from tvf_core.history import History, read_history
-from tvf_core.run_folder import RunFolder, list_runs
-from tvf_core.sampling import PairSampler
-
+from tvf_core.training import interrupts, profiles, run_folder, train
+from tvf_core.training.history import History, read_history
+from tvf_core.training.run_folder import RunFolder, list_runs
+from tvf_core.training.sampling import PairSampler
 
 STEPS = 30  # of the runs that are interrupted: enough to be met in the middle, however fast the machine is
 
@@ -30,12 +30,25 @@ def command(out, *options, profile="smoke_faces"):
     """``tvf train`` with the options given, else TM-TVF for some steps."""
     given = {"--method": "tm-tvf", "--steps": str(STEPS)}
     defaults = [word for name, value in given.items() if name not in options for word in (name, value)]
-    return [sys.executable, "-m", "tvf_core.cli", "train", "--profile", profile, "--out", str(out), *defaults, *options]
+    return [
+        sys.executable,
+        "-m",
+        "tvf_core",
+        "train",
+        "--profile",
+        profile,
+        "--out",
+        str(out),
+        *defaults,
+        *options,
+    ]
 
 
 def here(out, method="tm-tvf", steps=STEPS, **changes):
     """What :func:`command` does, in this process."""
-    return train.train(method, profiles.read("smoke_faces").change(steps=steps, **changes), out=out, progress=False)
+    return train.train(
+        method, profiles.read("smoke_faces").change(steps=steps, **changes), out=out, progress=False
+    )
 
 
 def same_weights(one, other):
@@ -68,21 +81,34 @@ def test_killed_three_times_a_run_ends_with_the_weights_of_one_that_was_not(undi
     assert moments == sorted(set(moments)) and moments[-1] < STEPS, moments
     here(cut)
     assert same_weights(cut, undisturbed) and losses(cut) == losses(undisturbed)
-    assert {f.name for f in cut.iterdir()} == {f.name for f in undisturbed.iterdir()}  # no states, no parts of files
+    assert {f.name for f in cut.iterdir()} == {
+        f.name for f in undisturbed.iterdir()
+    }  # no states, no parts of files
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_state_and_ends_the_run_as_it_always_would(number, undisturbed, tmp_path):
     """A terminal and a cluster send it to all processes at once: those that load data must not end the run before the state is there."""
     out = tmp_path / "cut"
-    process = subprocess.Popen(command(out, "--workers", "2"), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command(out, "--workers", "2"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     log = out / "history.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
         time.sleep(0.02)
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGTERM if number == signal.SIGTERM else 1)
-    assert f"{number.name} after step" in errors and f"the same command continues, its state is in {out}" in errors and "Traceback" not in errors, errors
+    assert (
+        f"{number.name} after step" in errors
+        and f"the same command continues, its state is in {out}" in errors
+        and "Traceback" not in errors
+    ), errors
     done = len(read_history(out))
     [entry] = list_runs(tmp_path)
     assert (entry["state"], entry["step"], entry["steps"]) == ("stopped", done, STEPS) and 2 <= done < STEPS
@@ -92,7 +118,9 @@ def test_a_signal_saves_the_state_and_ends_the_run_as_it_always_would(number, un
         assert same_weights(out, undisturbed)
 
 
-@pytest.mark.parametrize("method", ["tm-tvf", "cyclemorph", "clapirn", "vm-diff"])  # stochastic depth, a partner, drawn codes, drawn velocities
+@pytest.mark.parametrize(
+    "method", ["tm-tvf", "cyclemorph", "clapirn", "vm-diff"]
+)  # stochastic depth, a partner, drawn codes, drawn velocities
 def test_a_stopped_run_continues_bit_by_bit(method, toy_data, tmp_path):
     directions, shared = METHODS[method].objective.directions, dict(flip=0.5, batch=2, validations=6)
     whole = run(method, "toy2d", 6 * directions, tmp_path / "whole", **shared)
@@ -106,9 +134,20 @@ def test_a_stopped_run_continues_bit_by_bit(method, toy_data, tmp_path):
     assert not (tmp_path / "parts" / "weights.json").exists()
     kept = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)["step"]
     seen = []
-    parts = run(method, "toy2d", 6 * directions, tmp_path / "parts", watch=lambda record: seen.append(record["step"]), **shared)
-    assert kept == 4 and seen == list(range(6))  # the step in which the signal is seen is the last; a watcher sees all of them
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole") and [r["step"] for r in parts["history"]] == list(range(6))
+    parts = run(
+        method,
+        "toy2d",
+        6 * directions,
+        tmp_path / "parts",
+        watch=lambda record: seen.append(record["step"]),
+        **shared,
+    )
+    assert kept == 4 and seen == list(
+        range(6)
+    )  # the step in which the signal is seen is the last; a watcher sees all of them
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole") and [
+        r["step"] for r in parts["history"]
+    ] == list(range(6))
     assert same_weights(tmp_path / "whole", tmp_path / "parts") and parts["validation"] == whole["validation"]
     assert not list((tmp_path / "parts").glob("state*"))
 
@@ -144,7 +183,9 @@ def test_a_damaged_state_is_told_and_the_one_before_it_used(harm, toy_data, tmp_
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_where_both_states_are_damaged_a_new_start_is_offered_and_puts_the_run_aside(toy_data, tmp_path, capsys):
+def test_where_both_states_are_damaged_a_new_start_is_offered_and_puts_the_run_aside(
+    toy_data, tmp_path, capsys
+):
     stopped(tmp_path / "cut", 4)
     for name in ("state.pt", "state.previous.pt"):
         (tmp_path / "cut" / name).write_bytes(b"PK\x05\x06" + bytes(40))
@@ -190,7 +231,9 @@ def test_a_full_disk_leaves_the_last_state_good_and_the_log_whole(toy_data, tmp_
     def fill(record):
         if record["step"] == 2:  # the state of step 2 is there
             good["bytes"] = (tmp_path / "full" / "state.pt").read_bytes()
-            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "full" / "history.jsonl").stat().st_size + 10, hard))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, ((tmp_path / "full" / "history.jsonl").stat().st_size + 10, hard)
+            )
         if record["step"] == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
             assert (tmp_path / "full" / "state.pt").read_bytes() == good["bytes"]
@@ -208,7 +251,9 @@ def test_a_full_disk_leaves_the_last_state_good_and_the_log_whole(toy_data, tmp_
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("answer", ["stop", "skip"])
-def test_what_is_not_finite_stops_or_is_skipped_and_harms_nothing(where, answer, toy_data, tmp_path, monkeypatch):
+def test_what_is_not_finite_stops_or_is_skipped_and_harms_nothing(
+    where, answer, toy_data, tmp_path, monkeypatch
+):
     forward = METHODS["tm"].objective.forward
     steps = iter(range(100))
 
@@ -216,7 +261,11 @@ def test_what_is_not_finite_stops_or_is_skipped_and_harms_nothing(where, answer,
         terms = forward(self, batch, progress)
         if next(steps) == 3:
             nothing = torch.zeros((), requires_grad=True)
-            terms["lncc"] = terms["lncc"] * math.nan if where == "loss" else terms["lncc"] + nothing.sqrt() * next(self.network.parameters()).sum()
+            terms["lncc"] = (
+                terms["lncc"] * math.nan
+                if where == "loss"
+                else terms["lncc"] + nothing.sqrt() * next(self.network.parameters()).sum()
+            )
             if where == "gradient":  # the loss is as it was, the slope of a root at zero is infinite
                 terms["lncc"] = terms["lncc"] + (next(self.network.parameters()).sum() * 0).sqrt()
         return terms
@@ -225,24 +274,40 @@ def test_what_is_not_finite_stops_or_is_skipped_and_harms_nothing(where, answer,
     if answer == "skip":
         card = run("tm", "toy2d", 6, tmp_path, on_nonfinite="skip")
         assert [r["step"] for r in card["history"] if r.get("skipped")] == [3]
-        assert all(math.isfinite(r["loss"]) and math.isfinite(r["grad_norm"]) for r in card["history"] if r["step"] != 3)
+        assert all(
+            math.isfinite(r["loss"]) and math.isfinite(r["grad_norm"])
+            for r in card["history"]
+            if r["step"] != 3
+        )
         assert json.loads((tmp_path / "history.jsonl").read_text().splitlines()[3])["grad_norm"] is None
         return
     with pytest.raises(FloatingPointError) as caught:
         run("tm", "toy2d", 6, tmp_path)
     said = str(caught.value)
     pairs = [f"i{a} -> i{b}" for a, b in PairSampler(data.load("toy2d", "train"), 1)(3)]
-    assert said.startswith("step 3: not finite (loss ") and pairs[0] in said and "lncc " in said and "grad_norm " in said and "\n" not in said
+    assert (
+        said.startswith("step 3: not finite (loss ")
+        and pairs[0] in said
+        and "lncc " in said
+        and "grad_norm " in said
+        and "\n" not in said
+    )
     assert "the state before it is saved" in said and "skip" in said and "lower learning rate" in said
     card = run("tm", "toy2d", 6, tmp_path)  # whatever it was is over: nothing of it was kept
-    assert torch.isfinite(torch.cat([t.flatten().float() for t in load_file(tmp_path / "weights.safetensors").values()])).all()
+    assert torch.isfinite(
+        torch.cat([t.flatten().float() for t in load_file(tmp_path / "weights.safetensors").values()])
+    ).all()
     assert [r["step"] for r in card["history"]] == list(range(6))
 
 
 def test_skipping_ends_when_nothing_else_happens(toy_data, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "IN_A_ROW", 4)
     forward = METHODS["tm"].objective.forward
-    monkeypatch.setattr(METHODS["tm"].objective, "forward", lambda self, *args: {k: v * math.nan for k, v in forward(self, *args).items()})
+    monkeypatch.setattr(
+        METHODS["tm"].objective,
+        "forward",
+        lambda self, *args: {k: v * math.nan for k, v in forward(self, *args).items()},
+    )
     with pytest.raises(FloatingPointError, match="step 3: .*the last of 4 such steps in a row"):
         run("tm", "toy2d", 9, tmp_path, on_nonfinite="skip")
 
@@ -256,27 +321,45 @@ def test_a_learning_rate_far_too_high_ends_with_one_line(toy_data, tmp_path):
 STARVED = """
 import resource, sys
 import torch
-from tvf_core import cli, train
+from tvf_core import commands
+from tvf_core.training import train
 from tvf_core.data import load
 train.load = lambda name, split, *rest: load(name, split)
 torch.nn.Conv2d(1, 1, 3)(torch.rand(1, 1, 64, 64)).sum().backward()
 used = int(open("/proc/self/status").read().split("VmSize:")[1].split()[0]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv.pop(1)), -1))
-cli.main()
+commands.main()
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_too_little_memory_ends_with_a_line_that_says_what_to_lower(tmp_path):
     options = command(tmp_path / "run", "--batch", "64", "--steps", "2", profile="demo_faces")[3:]
-    done = subprocess.run([sys.executable, "-c", STARVED, str(400 * 2**20), *options], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, str(400 * 2**20), *options], cwd=ROOT, capture_output=True, text=True
+    )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert last.startswith("tvf: out of memory with 64 pairs at once; try, in this order: accumulate 2 ") and "recompute" in last and "auto_fit" in last
+    assert (
+        last.startswith("tvf: out of memory with 64 pairs at once; try, in this order: accumulate 2 ")
+        and "recompute" in last
+        and "auto_fit" in last
+    )
 
 
-@pytest.mark.parametrize("fits, expected", [((False, 4), (False, 1)), ((False, 2), (False, 2)), ((False, 1), (False, 4)), ((True, 2), (True, 2)), ((True, 1), (True, 4))])
-def test_auto_fit_takes_the_first_settings_that_fit_and_trains_the_same(fits, expected, toy_data, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "fits, expected",
+    [
+        ((False, 4), (False, 1)),
+        ((False, 2), (False, 2)),
+        ((False, 1), (False, 4)),
+        ((True, 2), (True, 2)),
+        ((True, 1), (True, 4)),
+    ],
+)
+def test_auto_fit_takes_the_first_settings_that_fit_and_trains_the_same(
+    fits, expected, toy_data, tmp_path, monkeypatch, capsys
+):
     """``fits``: with or without recomputing, how many pairs at once the memory holds."""
     plain = run("tm-tvf", "toy2d", 3, tmp_path / "plain", batch=4)
     forward = METHODS["tm-tvf"].objective.forward
@@ -290,7 +373,10 @@ def test_auto_fit_takes_the_first_settings_that_fit_and_trains_the_same(fits, ex
     monkeypatch.setattr(METHODS["tm-tvf"].objective, "forward", limited)
     fitted = run("tm-tvf", "toy2d", 3, tmp_path / "fitted", batch=4, auto_fit=True)
     assert (fitted["execution"]["recompute"], fitted["execution"]["accumulate"]) == expected
-    assert f"{'' if expected[0] else 'not '}recomputing, every batch in {expected[1]} part" in capsys.readouterr().err
+    assert (
+        f"{'' if expected[0] else 'not '}recomputing, every batch in {expected[1]} part"
+        in capsys.readouterr().err
+    )
     if expected == (False, 1):  # the attempts left nothing behind
         assert losses(tmp_path / "fitted") == losses(tmp_path / "plain")
     assert fitted["settings"] == plain["settings"]
@@ -317,23 +403,52 @@ def test_other_errors_are_not_taken_for_too_little_memory(toy_data, tmp_path, mo
 
 @pytest.mark.parametrize("method", ["vm-2", "lapirn"])
 def test_parts_of_a_batch_give_the_step_of_the_whole(method, toy_data, tmp_path):
-    whole, parts = (run(method, "toy2d", 8, tmp_path / str(n), batch=4, accumulate=n, flip=0.5) for n in (1, 4))
+    whole, parts = (
+        run(method, "toy2d", 8, tmp_path / str(n), batch=4, accumulate=n, flip=0.5) for n in (1, 4)
+    )
     for a, b in zip(whole["history"], parts["history"], strict=True):
         assert a.keys() == b.keys()
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4) and b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4) and b["grad_norm"] == pytest.approx(
+            a["grad_norm"], rel=1e-3
+        )
     assert whole["settings"] == parts["settings"]  # so that one may continue the other
 
 
 def two_processes(*arguments):
     """Start ``tvf train`` in two processes of torchrun's."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command(*arguments)[1:]]
-    return subprocess.Popen([sys.executable, *launch], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        *command(*arguments)[1:],
+    ]
+    return subprocess.Popen(
+        [sys.executable, *launch],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_two_processes_with_a_pair_each_train_as_one_with_two(tmp_path):
     """LapIRN draws nothing, and its first steps leave two levels without gradients."""
-    process = two_processes(tmp_path / "2", "--batch", "2", "--auto-fit", "--save-minutes", "0.005", "--method", "lapirn", "--steps", "8")
+    process = two_processes(
+        tmp_path / "2",
+        "--batch",
+        "2",
+        "--auto-fit",
+        "--save-minutes",
+        "0.005",
+        "--method",
+        "lapirn",
+        "--steps",
+        "8",
+    )
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors[-2000:]
     here(tmp_path / "1", "lapirn", 8, batch=2)
@@ -363,11 +478,11 @@ def test_two_processes_stop_at_a_signal_together_and_one_may_go_on(tmp_path):
 def test_runs_are_listed(toy_data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TVF_RUNS", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["tvf", "runs"])
-    cli.main()
+    commands.main()
     assert f"no runs in {tmp_path}" in capsys.readouterr().out
     run("tm", "toy2d", 2, tmp_path / "toy2d" / "tm")
     stopped(tmp_path / "toy2d" / "other", 3)
-    cli.main()
+    commands.main()
     header, newest, older = capsys.readouterr().out.splitlines()
     assert header.split() == ["run", "state", "steps", "best", "validation", "trained", "for", "changed"]
     best = max(r["validation"] for r in read_history(tmp_path / "toy2d" / "other") if "validation" in r)
@@ -375,7 +490,10 @@ def test_runs_are_listed(toy_data, tmp_path, monkeypatch, capsys):
     assert older.split()[:5] == ["toy2d/tm", "finished", "2", "of", "2"]
 
 
-@pytest.mark.parametrize("seconds, text", [(3.4, "3 s"), (75, "1 min 15 s"), (3600 * 5 + 61, "5 h 01 min"), (86400 * 3 + 7200, "3 d 02 h")])
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(3.4, "3 s"), (75, "1 min 15 s"), (3600 * 5 + 61, "5 h 01 min"), (86400 * 3 + 7200, "3 d 02 h")],
+)
 def test_times_are_told_for_people(seconds, text):
     assert run_folder.elapsed(seconds) == text
 
@@ -386,7 +504,9 @@ def test_tensorboard_has_the_records(toy_data, tmp_path):
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert {"loss", "lncc", "diffusion", "grad_norm", "lr", "validation"} <= set(events.Tags()["scalars"])
-    assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in card["history"]], rel=1e-5)
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(
+        [r["loss"] for r in card["history"]], rel=1e-5
+    )
 
 
 def test_a_log_with_gaps_is_read_cut_and_told(tmp_path, capsys):
@@ -397,7 +517,13 @@ def test_a_log_with_gaps_is_read_cut_and_told(tmp_path, capsys):
     with History(tmp_path, 5) as log:
         log({"step": 5, "loss": math.inf})
     assert "lacks 1 of the 5 steps" in capsys.readouterr().err
-    assert [(r["step"], r["loss"]) for r in read_history(tmp_path)] == [(0, 0), (1, 0.5), (3, 1.5), (4, 2), (5, pytest.approx(math.nan, nan_ok=True))]
+    assert [(r["step"], r["loss"]) for r in read_history(tmp_path)] == [
+        (0, 0),
+        (1, 0.5),
+        (3, 1.5),
+        (4, 2),
+        (5, pytest.approx(math.nan, nan_ok=True)),
+    ]
 
 
 def test_a_card_or_a_recipe_that_cannot_be_read_loses_nothing(toy_data, tmp_path):
@@ -413,7 +539,10 @@ def test_a_card_or_a_recipe_that_cannot_be_read_loses_nothing(toy_data, tmp_path
 
 def test_a_read_error_does_not_count_as_damage(toy_data, tmp_path, monkeypatch):
     stopped(tmp_path, 4)
-    for error in (OSError(107, "Transport endpoint is not connected"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+    for error in (
+        OSError(107, "Transport endpoint is not connected"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(torch, "load", lambda *args, **kwargs: (_ for _ in ()).throw(error))
             with pytest.raises((OSError, MemoryError)):

@@ -10,11 +10,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from tvf_core import checkpoints, cli, data, evaluate, fields, integrate, losses, metrics, profiles, train
+from tvf_core import checkpoints, commands, data, fields, integrate, losses, metrics
+from tvf_core.evaluation import evaluate
 from tvf_core.methods import NetworkConfig
 from tvf_core.model import Model
 from tvf_core.registration import Registration
-from tvf_core.profiles import Profile
+from tvf_core.training import profiles, train
+from tvf_core.training.profiles import Profile
 
 PLANE, SOLID = (1, 1, 24, 20), (1, 1, 20, 18, 17)
 
@@ -37,19 +39,73 @@ def changed(shape, value):
 
 
 PAIRS = {  # name: (dim of the model, moving, fixed, error, words)
-    "two shapes": (2, torch.rand(PLANE), torch.rand(1, 1, 24, 21), ValueError, ["(1, 1, 24, 20)", "(1, 1, 24, 21)", "same shape"]),
-    "two batch sizes": (2, torch.rand(PLANE), torch.rand(2, 1, 24, 20), ValueError, ["(2, 1, 24, 20)", "same shape"]),
+    "two shapes": (
+        2,
+        torch.rand(PLANE),
+        torch.rand(1, 1, 24, 21),
+        ValueError,
+        ["(1, 1, 24, 20)", "(1, 1, 24, 21)", "same shape"],
+    ),
+    "two batch sizes": (
+        2,
+        torch.rand(PLANE),
+        torch.rand(2, 1, 24, 20),
+        ValueError,
+        ["(2, 1, 24, 20)", "same shape"],
+    ),
     "NaN": (2, torch.rand(PLANE), changed(PLANE, torch.nan), ValueError, ["fixed", "NaN", "finite"]),
-    "infinite": (3, changed(SOLID, torch.inf), torch.rand(SOLID), ValueError, ["moving", "infinite", "finite"]),
-    "no batch axis in 3D": (3, torch.rand(SOLID[1:]), torch.rand(SOLID[1:]), ValueError, ["3D", "(1, 20, 18, 17)", "batch"]),
-    "no batch axis in 2D": (2, torch.rand(PLANE[1:]), torch.rand(PLANE[1:]), ValueError, ["(1, 24, 20)", "batch"]),
-    "bare array of 3D": (3, torch.rand(SOLID[2:]), torch.rand(SOLID[2:]), ValueError, ["(20, 18, 17)", "batch"]),
+    "infinite": (
+        3,
+        changed(SOLID, torch.inf),
+        torch.rand(SOLID),
+        ValueError,
+        ["moving", "infinite", "finite"],
+    ),
+    "no batch axis in 3D": (
+        3,
+        torch.rand(SOLID[1:]),
+        torch.rand(SOLID[1:]),
+        ValueError,
+        ["3D", "(1, 20, 18, 17)", "batch"],
+    ),
+    "no batch axis in 2D": (
+        2,
+        torch.rand(PLANE[1:]),
+        torch.rand(PLANE[1:]),
+        ValueError,
+        ["(1, 24, 20)", "batch"],
+    ),
+    "bare array of 3D": (
+        3,
+        torch.rand(SOLID[2:]),
+        torch.rand(SOLID[2:]),
+        ValueError,
+        ["(20, 18, 17)", "batch"],
+    ),
     "3D for 2D": (2, torch.rand(SOLID), torch.rand(SOLID), ValueError, ["2D", "(1, 1, 20, 18, 17)"]),
     "2D for 3D": (3, torch.rand(PLANE), torch.rand(PLANE), ValueError, ["3D", "(1, 1, 24, 20)"]),
-    "two channels": (2, torch.rand(1, 2, 24, 20), torch.rand(1, 2, 24, 20), ValueError, ["one channel", "(1, 2, 24, 20)"]),
-    "integers": (2, torch.ones(PLANE, dtype=torch.uint8), torch.rand(PLANE), TypeError, ["floating-point", "uint8"]),
+    "two channels": (
+        2,
+        torch.rand(1, 2, 24, 20),
+        torch.rand(1, 2, 24, 20),
+        ValueError,
+        ["one channel", "(1, 2, 24, 20)"],
+    ),
+    "integers": (
+        2,
+        torch.ones(PLANE, dtype=torch.uint8),
+        torch.rand(PLANE),
+        TypeError,
+        ["floating-point", "uint8"],
+    ),
     "array": (2, np.ones(PLANE), torch.rand(PLANE), TypeError, ["torch.Tensor", "ndarray"]),
-    "too small": (2, torch.rand(1, 1, 12, 16), torch.rand(1, 1, 12, 16), ValueError, ["(12, 16)", "16 voxels"]),
+    "too small": (
+        2,
+        torch.rand(1, 1, 12, 16),
+        torch.rand(1, 1, 12, 16),
+        ValueError,
+        ["(12, 16)", "16 voxels"],
+    ),
 }
 
 
@@ -67,84 +123,315 @@ def test_register_rejects(case, method):
 LABELS = torch.ones(PLANE, dtype=torch.long)
 ZERO = torch.zeros(1, 2, 24, 20)
 CALLS = {  # name: (call, error, words)
-    "labels as float": (lambda: losses.soft_dice(LABELS.float(), ZERO, LABELS, 3), TypeError, ["moving_labels", "integers", "float32"]),
-    "negative labels": (lambda: losses.label_mse(LABELS, ZERO, -LABELS, 3), ValueError, ["fixed_labels", ">= 0", "-1"]),
-    "labels without channel": (lambda: metrics.dice(LABELS[0], LABELS, LABELS, [1]), ValueError, ["warped", "(1, 24, 20)"]),
-    "labels of another size": (lambda: metrics.dice(LABELS, LABELS, LABELS[..., :-1], [1]), ValueError, ["moving", "(24, 19)", "(24, 20)"]),
-    "labels for two channels": (lambda: losses.soft_dice(LABELS.expand(1, 2, 24, 20), ZERO, LABELS, 3), ValueError, ["(1, 2, 24, 20)"]),
-    "too few classes": (lambda: losses.soft_dice(LABELS, ZERO, LABELS, 1), ValueError, ["labels reach 1", "2 classes", "got 1"]),
-    "components": (lambda: fields.warp(torch.rand(PLANE), torch.zeros(1, 3, 24, 20)), ValueError, ["2 components", "(1, 3, 24, 20)"]),
-    "integer displacement": (lambda: fields.warp(torch.rand(PLANE), ZERO.long()), TypeError, ["floating-point", "int64"]),
-    "displacement of another size": (lambda: fields.warp(torch.rand(PLANE), ZERO[..., 1:]), ValueError, ["(1, 1, 24, 20)", "(1, 2, 24, 19)"]),
-    "fields of two sizes": (lambda: fields.compose(ZERO, ZERO[..., 1:]), ValueError, ["(1, 2, 24, 20)", "(1, 2, 24, 19)"]),
-    "interpolation": (lambda: fields.warp(torch.rand(PLANE), ZERO, "cubic"), ValueError, ["cubic", "linear", "nearest"]),
+    "labels as float": (
+        lambda: losses.soft_dice(LABELS.float(), ZERO, LABELS, 3),
+        TypeError,
+        ["moving_labels", "integers", "float32"],
+    ),
+    "negative labels": (
+        lambda: losses.label_mse(LABELS, ZERO, -LABELS, 3),
+        ValueError,
+        ["fixed_labels", ">= 0", "-1"],
+    ),
+    "labels without channel": (
+        lambda: metrics.dice(LABELS[0], LABELS, LABELS, [1]),
+        ValueError,
+        ["warped", "(1, 24, 20)"],
+    ),
+    "labels of another size": (
+        lambda: metrics.dice(LABELS, LABELS, LABELS[..., :-1], [1]),
+        ValueError,
+        ["moving", "(24, 19)", "(24, 20)"],
+    ),
+    "labels for two channels": (
+        lambda: losses.soft_dice(LABELS.expand(1, 2, 24, 20), ZERO, LABELS, 3),
+        ValueError,
+        ["(1, 2, 24, 20)"],
+    ),
+    "too few classes": (
+        lambda: losses.soft_dice(LABELS, ZERO, LABELS, 1),
+        ValueError,
+        ["labels reach 1", "2 classes", "got 1"],
+    ),
+    "components": (
+        lambda: fields.warp(torch.rand(PLANE), torch.zeros(1, 3, 24, 20)),
+        ValueError,
+        ["2 components", "(1, 3, 24, 20)"],
+    ),
+    "integer displacement": (
+        lambda: fields.warp(torch.rand(PLANE), ZERO.long()),
+        TypeError,
+        ["floating-point", "int64"],
+    ),
+    "displacement of another size": (
+        lambda: fields.warp(torch.rand(PLANE), ZERO[..., 1:]),
+        ValueError,
+        ["(1, 1, 24, 20)", "(1, 2, 24, 19)"],
+    ),
+    "fields of two sizes": (
+        lambda: fields.compose(ZERO, ZERO[..., 1:]),
+        ValueError,
+        ["(1, 2, 24, 20)", "(1, 2, 24, 19)"],
+    ),
+    "interpolation": (
+        lambda: fields.warp(torch.rand(PLANE), ZERO, "cubic"),
+        ValueError,
+        ["cubic", "linear", "nearest"],
+    ),
     "integrator": (lambda: integrate.flow(ZERO[:, None], "rk5"), ValueError, ["rk5", "euler", "heun", "rk4"]),
     "time": (lambda: integrate.flow(ZERO[:, None], t1=1.5), ValueError, ["[0, 1]", "1.5"]),
-    "shape of the map": (lambda: integrate.flow(ZERO[:, None], shape=(50, 40)), ValueError, ["(50, 40)", "(24, 20)"]),
-    "released substeps": (lambda: integrate.flow(ZERO[:, None], "released", 2), ValueError, ["no sub-steps", "2"]),
-    "released part of an interval": (lambda: integrate.flow(ZERO[:, None], "released", t1=0.5), ValueError, ["whole intervals"]),
+    "shape of the map": (
+        lambda: integrate.flow(ZERO[:, None], shape=(50, 40)),
+        ValueError,
+        ["(50, 40)", "(24, 20)"],
+    ),
+    "released substeps": (
+        lambda: integrate.flow(ZERO[:, None], "released", 2),
+        ValueError,
+        ["no sub-steps", "2"],
+    ),
+    "released part of an interval": (
+        lambda: integrate.flow(ZERO[:, None], "released", t1=0.5),
+        ValueError,
+        ["whole intervals"],
+    ),
     "kind": (lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO, "mesh"), ValueError, ["mesh", "points"]),
-    "target": (lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO, to="atlas"), ValueError, ["atlas", "fixed"]),
-    "points": (lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO, "points"), ValueError, ["(1, number, 2)", "(1, 2, 24, 20)"]),
-    "points from numpy": (lambda: Registration(ZERO, ZERO[:, :1]).transport(np.zeros((1, 3, 2)), "points"), TypeError, ["ndarray"]),
-    "labels as image": (lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO[:, :1].long()), TypeError, ["labels", "int64"]),
+    "target": (
+        lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO, to="atlas"),
+        ValueError,
+        ["atlas", "fixed"],
+    ),
+    "points": (
+        lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO, "points"),
+        ValueError,
+        ["(1, number, 2)", "(1, 2, 24, 20)"],
+    ),
+    "points from numpy": (
+        lambda: Registration(ZERO, ZERO[:, :1]).transport(np.zeros((1, 3, 2)), "points"),
+        TypeError,
+        ["ndarray"],
+    ),
+    "labels as image": (
+        lambda: Registration(ZERO, ZERO[:, :1]).transport(ZERO[:, :1].long()),
+        TypeError,
+        ["labels", "int64"],
+    ),
     "one time": (lambda: integrate.trajectory(ZERO[:, None], [0.5]), ValueError, ["at least two", "0.5"]),
-    "points of another batch": (lambda: integrate.transport(ZERO[:, None], ZERO.expand(3, -1, -1, -1)), ValueError, ["(1, 2, ...)"]),
-    "maps of another batch": (lambda: fields.warp(ZERO[:, :1].expand(3, -1, -1, -1), ZERO.expand(2, -1, -1, -1)), ValueError, ["3", "2"]),
-    "integrator of a field": (lambda: Model(NetworkConfig("tm", 2)).register(ZERO[:, :1], ZERO[:, :1], "euler"), ValueError, ["no velocity"]),
-    "integration before the network runs": (lambda: Model(NetworkConfig("tm-tvf", 2)).register(ZERO[:, :1], ZERO[:, :1], substeps=0),
-                                            ValueError, ["at least 1", "0"]),
-    "squaring of a path": (lambda: integrate.flow(ZERO[:, None].expand(-1, 3, -1, -1, -1), "squaring"), ValueError, ["does not change", "3 time steps"]),
-    "squaring substeps": (lambda: integrate.flow(ZERO[:, None], "squaring", 2), ValueError, ["squaring", "no sub-steps"]),
-    "squaring of TM-TVF": (lambda: Model(NetworkConfig("tm-tvf", 2, integrator="squaring")), ValueError, ["squaring", "rk4"]),
-    "dimension of a method": (lambda: NetworkConfig("convexadam", 2), ValueError, ["convexadam", "3D only", "2D"]),
-    "weights without a network": (lambda: evaluate.evaluate("identity", "toy2d", weights="w.safetensors"), ValueError, ["identity", "no weights"]),
-    "integrator of a solver": (lambda: Model(NetworkConfig("lddmm", 2)).register(ZERO[:, :1], ZERO[:, :1], "euler"), ValueError, ["integrator"]),
-    "loss term": (lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {"lnnc": 1.0}})), ValueError, ["lnnc", "lncc", "ssim"]),
-    "no loss term": (lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {}})), ValueError, ["at least one term"]),
-    "loss of a velocity": (lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {"lddmm": 1.0}})), ValueError, ["lddmm", "velocity"]),
-    "loss of its own kind": (lambda: train.train("lapirn", Profile("toy2d", steps=1, losses={"lapirn": {"lncc": 1.0}})), ValueError, ["lapirn", "own kind"]),
-    "LapIRN size": (lambda: Model(NetworkConfig("lapirn", 2)).register(torch.rand(1, 1, 8, 20), torch.rand(1, 1, 8, 20)), ValueError, ["(8, 20)", "9 voxels"]),
-    "ssim size": (lambda: losses.ssim(torch.rand(1, 1, 10, 20), torch.rand(1, 1, 10, 20)), ValueError, ["11 voxels", "(10, 20)"]),
-    "squaring of TM-TVF afterwards": (lambda: Model(NetworkConfig("tm-tvf", 2)).register(ZERO[:, :1], ZERO[:, :1], "squaring"), ValueError, ["squaring", "TM-TVF"]),
-    "integrator of VM-diff": (lambda: NetworkConfig("vm-diff", 2, integrator="euler"), ValueError, ["vm-diff", "squaring", "euler"]),
-    "released rules of VM-2": (lambda: NetworkConfig("vm-2", 2, integrator="released"), ValueError, ["vm-2", "released"]),
-    "start of LapIRN": (lambda: Model(NetworkConfig("lapirn", 2, {"begin": 4})), ValueError, ["start", "begin"]),
-    "loss without labels": (lambda: train.train("tm", Profile("demo_faces", steps=1, losses={"tm": {"dice": 1.0}})), ValueError, ["demo_faces", "no labels", "dice"]),
-    "constant of a loss": (lambda: train.train("tm-tvf-lddmm", Profile("demo_faces", steps=1, constants={"tm-tvf-lddmm": {"alfa": 1}})), ValueError, ["alfa", "alpha", "gamma"]),
-    "negative constant": (lambda: train.train("tm-tvf-lddmm", Profile("demo_faces", steps=1, constants={"tm-tvf-lddmm": {"alpha": -1}})), ValueError, ["alpha", "-1"]),
-    "mirrored brains": (lambda: train.train("tm", Profile("demo_brains", steps=1, flip=0.5)), ValueError, ["flip", "2D", "sides"]),
-    "parts of a batch": (lambda: train.train("tm", Profile("toy2d", steps=1, batch=3, accumulate=2)), ValueError, ["batch", "3 pairs", "2 parts", "multiple of 2"]),
-    "way to resume": (lambda: train.train("tm", Profile("toy2d", steps=1), resume="maybe"), ValueError, ["maybe", "auto", "new"]),
-    "answer to NaN": (lambda: train.train("tm", Profile("toy2d", steps=1), on_nonfinite="ignore"), ValueError, ["ignore", "stop", "skip"]),
-    "neither steps nor epochs": (lambda: train.train("tm", Profile("toy2d")), ValueError, ["steps or epochs"]),
-    "recomputing VM-2": (lambda: train.train("vm-2", Profile("demo_faces", steps=1, recompute=True)), ValueError, ["recompute", "vm-2"]),
+    "points of another batch": (
+        lambda: integrate.transport(ZERO[:, None], ZERO.expand(3, -1, -1, -1)),
+        ValueError,
+        ["(1, 2, ...)"],
+    ),
+    "maps of another batch": (
+        lambda: fields.warp(ZERO[:, :1].expand(3, -1, -1, -1), ZERO.expand(2, -1, -1, -1)),
+        ValueError,
+        ["3", "2"],
+    ),
+    "integrator of a field": (
+        lambda: Model(NetworkConfig("tm", 2)).register(ZERO[:, :1], ZERO[:, :1], "euler"),
+        ValueError,
+        ["no velocity"],
+    ),
+    "integration before the network runs": (
+        lambda: Model(NetworkConfig("tm-tvf", 2)).register(ZERO[:, :1], ZERO[:, :1], substeps=0),
+        ValueError,
+        ["at least 1", "0"],
+    ),
+    "squaring of a path": (
+        lambda: integrate.flow(ZERO[:, None].expand(-1, 3, -1, -1, -1), "squaring"),
+        ValueError,
+        ["does not change", "3 time steps"],
+    ),
+    "squaring substeps": (
+        lambda: integrate.flow(ZERO[:, None], "squaring", 2),
+        ValueError,
+        ["squaring", "no sub-steps"],
+    ),
+    "squaring of TM-TVF": (
+        lambda: Model(NetworkConfig("tm-tvf", 2, integrator="squaring")),
+        ValueError,
+        ["squaring", "rk4"],
+    ),
+    "dimension of a method": (
+        lambda: NetworkConfig("convexadam", 2),
+        ValueError,
+        ["convexadam", "3D only", "2D"],
+    ),
+    "weights without a network": (
+        lambda: evaluate.evaluate("identity", "toy2d", weights="w.safetensors"),
+        ValueError,
+        ["identity", "no weights"],
+    ),
+    "integrator of a solver": (
+        lambda: Model(NetworkConfig("lddmm", 2)).register(ZERO[:, :1], ZERO[:, :1], "euler"),
+        ValueError,
+        ["integrator"],
+    ),
+    "loss term": (
+        lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {"lnnc": 1.0}})),
+        ValueError,
+        ["lnnc", "lncc", "ssim"],
+    ),
+    "no loss term": (
+        lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {}})),
+        ValueError,
+        ["at least one term"],
+    ),
+    "loss of a velocity": (
+        lambda: train.train("tm", Profile("toy2d", steps=1, losses={"tm": {"lddmm": 1.0}})),
+        ValueError,
+        ["lddmm", "velocity"],
+    ),
+    "loss of its own kind": (
+        lambda: train.train("lapirn", Profile("toy2d", steps=1, losses={"lapirn": {"lncc": 1.0}})),
+        ValueError,
+        ["lapirn", "own kind"],
+    ),
+    "LapIRN size": (
+        lambda: Model(NetworkConfig("lapirn", 2)).register(torch.rand(1, 1, 8, 20), torch.rand(1, 1, 8, 20)),
+        ValueError,
+        ["(8, 20)", "9 voxels"],
+    ),
+    "ssim size": (
+        lambda: losses.ssim(torch.rand(1, 1, 10, 20), torch.rand(1, 1, 10, 20)),
+        ValueError,
+        ["11 voxels", "(10, 20)"],
+    ),
+    "squaring of TM-TVF afterwards": (
+        lambda: Model(NetworkConfig("tm-tvf", 2)).register(ZERO[:, :1], ZERO[:, :1], "squaring"),
+        ValueError,
+        ["squaring", "TM-TVF"],
+    ),
+    "integrator of VM-diff": (
+        lambda: NetworkConfig("vm-diff", 2, integrator="euler"),
+        ValueError,
+        ["vm-diff", "squaring", "euler"],
+    ),
+    "released rules of VM-2": (
+        lambda: NetworkConfig("vm-2", 2, integrator="released"),
+        ValueError,
+        ["vm-2", "released"],
+    ),
+    "start of LapIRN": (
+        lambda: Model(NetworkConfig("lapirn", 2, {"begin": 4})),
+        ValueError,
+        ["start", "begin"],
+    ),
+    "loss without labels": (
+        lambda: train.train("tm", Profile("demo_faces", steps=1, losses={"tm": {"dice": 1.0}})),
+        ValueError,
+        ["demo_faces", "no labels", "dice"],
+    ),
+    "constant of a loss": (
+        lambda: train.train(
+            "tm-tvf-lddmm", Profile("demo_faces", steps=1, constants={"tm-tvf-lddmm": {"alfa": 1}})
+        ),
+        ValueError,
+        ["alfa", "alpha", "gamma"],
+    ),
+    "negative constant": (
+        lambda: train.train(
+            "tm-tvf-lddmm", Profile("demo_faces", steps=1, constants={"tm-tvf-lddmm": {"alpha": -1}})
+        ),
+        ValueError,
+        ["alpha", "-1"],
+    ),
+    "mirrored brains": (
+        lambda: train.train("tm", Profile("demo_brains", steps=1, flip=0.5)),
+        ValueError,
+        ["flip", "2D", "sides"],
+    ),
+    "parts of a batch": (
+        lambda: train.train("tm", Profile("toy2d", steps=1, batch=3, accumulate=2)),
+        ValueError,
+        ["batch", "3 pairs", "2 parts", "multiple of 2"],
+    ),
+    "way to resume": (
+        lambda: train.train("tm", Profile("toy2d", steps=1), resume="maybe"),
+        ValueError,
+        ["maybe", "auto", "new"],
+    ),
+    "answer to NaN": (
+        lambda: train.train("tm", Profile("toy2d", steps=1), on_nonfinite="ignore"),
+        ValueError,
+        ["ignore", "stop", "skip"],
+    ),
+    "neither steps nor epochs": (
+        lambda: train.train("tm", Profile("toy2d")),
+        ValueError,
+        ["steps or epochs"],
+    ),
+    "recomputing VM-2": (
+        lambda: train.train("vm-2", Profile("demo_faces", steps=1, recompute=True)),
+        ValueError,
+        ["recompute", "vm-2"],
+    ),
     "size of the U-Net": (lambda: NetworkConfig("vm-tvf", 2, "giant"), ValueError, ["giant", "demo"]),
     "head": (lambda: NetworkConfig("tm", 2, head="third"), ValueError, ["third", "half"]),
     "no trajectory": (lambda: Registration(ZERO, ZERO[:, :1]).trajectory(), ValueError, ["not a velocity"]),
     "no substeps": (lambda: integrate.flow(ZERO[:, None], substeps=0), ValueError, ["at least 1", "got 0"]),
     "velocity without time": (lambda: integrate.flow(ZERO), ValueError, ["velocity", "(1, 24, 20)"]),
-    "similarity of two channels": (lambda: losses.lncc(torch.rand(1, 2, 24, 20), torch.rand(1, 2, 24, 20)), ValueError, ["one channel", "(1, 2, 24, 20)"]),
-    "similarity shapes": (lambda: losses.lncc(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "same shape"]),
-    "mse shapes": (lambda: losses.mse(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "same shape"]),
+    "similarity of two channels": (
+        lambda: losses.lncc(torch.rand(1, 2, 24, 20), torch.rand(1, 2, 24, 20)),
+        ValueError,
+        ["one channel", "(1, 2, 24, 20)"],
+    ),
+    "similarity shapes": (
+        lambda: losses.lncc(torch.rand(PLANE), torch.rand(1, 1, 24, 19)),
+        ValueError,
+        ["(1, 1, 24, 19)", "same shape"],
+    ),
+    "mse shapes": (
+        lambda: losses.mse(torch.rand(PLANE), torch.rand(1, 1, 24, 19)),
+        ValueError,
+        ["(1, 1, 24, 19)", "same shape"],
+    ),
     "even window": (lambda: losses.lncc(torch.rand(PLANE), torch.rand(PLANE), 8), ValueError, ["odd", "8"]),
     "beta": (lambda: losses.lddmm_energy(ZERO[:, None], beta=0), ValueError, ["beta", ">= 1", "0"]),
     "SDlogJ kind": (lambda: metrics.sdlogj(ZERO, "paper"), ValueError, ["paper", "official", "textbook"]),
     "SDlogJ grid": (lambda: metrics.sdlogj(torch.zeros(1, 2, 4, 20)), ValueError, ["2 voxels", "(4, 20)"]),
-    "ssim shapes": (lambda: metrics.ssim(torch.rand(PLANE), torch.rand(1, 1, 24, 19)), ValueError, ["(1, 1, 24, 19)", "one shape"]),
+    "ssim shapes": (
+        lambda: metrics.ssim(torch.rand(PLANE), torch.rand(1, 1, 24, 19)),
+        ValueError,
+        ["(1, 1, 24, 19)", "one shape"],
+    ),
     "method": (lambda: Model(NetworkConfig("vxm", 2)), ValueError, ["vxm", "tm-tvf"]),
     "network size": (lambda: Model(NetworkConfig("tm", 2, "giant")), ValueError, ["giant", "demo", "large"]),
-    "network integrator": (lambda: Model(NetworkConfig("tm-tvf", 2, integrator="rk5")), ValueError, ["rk5", "rk4"]),
+    "network integrator": (
+        lambda: Model(NetworkConfig("tm-tvf", 2, integrator="rk5")),
+        ValueError,
+        ["rk5", "rk4"],
+    ),
     "dimension": (lambda: Model(NetworkConfig("tm", 4)), ValueError, ["dim", "2 or 3", "4"]),
-    "no time steps": (lambda: Model(NetworkConfig("tm-tvf", 2, time_steps=0)), ValueError, ["at least 1", "0"]),
-    "data set": (lambda: data.load("demo_face", "test"), ValueError, ["demo_face", "demo_faces", "demo_brains"]),
-    "split": (lambda: data.load("demo_faces", "validation"), ValueError, ["validation", "train", "val", "test"]),
+    "no time steps": (
+        lambda: Model(NetworkConfig("tm-tvf", 2, time_steps=0)),
+        ValueError,
+        ["at least 1", "0"],
+    ),
+    "data set": (
+        lambda: data.load("demo_face", "test"),
+        ValueError,
+        ["demo_face", "demo_faces", "demo_brains"],
+    ),
+    "split": (
+        lambda: data.load("demo_faces", "validation"),
+        ValueError,
+        ["validation", "train", "val", "test"],
+    ),
     "size of brains": (lambda: data.load("demo_brains", "test", 64), ValueError, ["64", "(52, 64, 56)"]),
     "subject": (lambda: data.pairs.demo_brains.make_subject(50), ValueError, ["49", "50"]),
     "expression": (lambda: data.pairs.demo_faces.render(0, "bored"), ValueError, ["bored", "happy"]),
     "face": (lambda: data.pairs.demo_faces.render(67, "happy"), ValueError, ["66", "67"]),
-    "trained method": (lambda: train.train("identity", Profile("toy2d", steps=1)), ValueError, ["identity", "tm-tvf"]),
-    "evaluated method": (lambda: evaluate.evaluate("vxm", "toy2d"), ValueError, ["vxm", "tm-tvf", "identity"]),
+    "trained method": (
+        lambda: train.train("identity", Profile("toy2d", steps=1)),
+        ValueError,
+        ["identity", "tm-tvf"],
+    ),
+    "evaluated method": (
+        lambda: evaluate.evaluate("vxm", "toy2d"),
+        ValueError,
+        ["vxm", "tm-tvf", "identity"],
+    ),
 }
 
 
@@ -164,11 +451,20 @@ PROFILES = {  # name: (values, words)
     "no data": ({"lr": 0.1}, ["data"]),
     "no steps": ({"data": "demo_faces", "steps": 0}, ["steps or epochs", "at least 1"]),
     "negative steps": ({"data": "demo_faces", "steps": -1}, ["steps", "negative", "-1"]),
-    "an epoch of what": ({"data": "demo_faces", "steps": 1, "epoch_of": "faces"}, ["epoch_of", "pairs or images", "faces"]),
+    "an epoch of what": (
+        {"data": "demo_faces", "steps": 1, "epoch_of": "faces"},
+        ["epoch_of", "pairs or images", "faces"],
+    ),
     "a chance above 1": ({"data": "demo_faces", "steps": 1, "flip": 1.5}, ["flip", "between 0 and 1", "1.5"]),
     "text for truth": ({"data": "demo_faces", "steps": 1, "recompute": "yes"}, ["recompute", "bool", "yes"]),
-    "losses of no method": ({"data": "demo_faces", "steps": 1, "losses": {"lncc": 1.0}}, ["lncc", "no method", "tm-tvf"]),
-    "losses without weights": ({"data": "demo_faces", "steps": 1, "losses": {"tm": "lncc"}}, ["losses", "numbers by name", "lncc"]),
+    "losses of no method": (
+        {"data": "demo_faces", "steps": 1, "losses": {"lncc": 1.0}},
+        ["lncc", "no method", "tm-tvf"],
+    ),
+    "losses without weights": (
+        {"data": "demo_faces", "steps": 1, "losses": {"tm": "lncc"}},
+        ["losses", "numbers by name", "lncc"],
+    ),
     "negative rate": ({"data": "demo_faces", "lr": -0.1}, ["lr", "positive", "-0.1"]),
     "rate that is no number": ({"data": "demo_faces", "lr": float("nan")}, ["lr", "positive", "nan"]),
     "negative size": ({"data": "demo_faces", "image_size": -1}, ["image_size", "negative", "-1"]),
@@ -248,25 +544,36 @@ def test_weights_that_do_not_fit_their_own_configuration_are_named(weights):
         checkpoints.load(path)
 
 
-@pytest.mark.parametrize("config,words", [(NetworkConfig("tm", 2), ["holds tm in 2D", "tm-tvf"]),
-                                          (NetworkConfig("tm-tvf", 3, time_steps=2), ["3D", "2D", "toy2d"])],
-                         ids=["method", "dimension"])
+@pytest.mark.parametrize(
+    "config,words",
+    [
+        (NetworkConfig("tm", 2), ["holds tm in 2D", "tm-tvf"]),
+        (NetworkConfig("tm-tvf", 3, time_steps=2), ["3D", "2D", "toy2d"]),
+    ],
+    ids=["method", "dimension"],
+)
 def test_weights_of_another_method_or_dimension_are_named(toy_data, weights, config, words):
     with rejects(ValueError, "given.safetensors", *words):
         evaluate.evaluate("tm-tvf", "toy2d", weights=weights(config), progress=False)
 
 
-@pytest.mark.parametrize("arguments,words", [
-    ("train --method vxm --profile demo_faces", ["vxm", "tm-tvf"]),
-    ("train --method tm --profile demo_face", ["demo_face", "demo_faces"]),
-    ("train --method tm --profile toy.yaml --steps -5", ["steps", "-5"]),
-    ("train --method tm --profile broken.yaml", ["broken.yaml"]),
-    ("evaluate --method tm --data demo_face", ["demo_face", "demo_faces"]),
-    ("evaluate --method tm --data toy2d --split all", ["all", "val"]),
-    ("evaluate --method tm --data toy2d --limit -3 --weights tm.safetensors", ["-3"]),
-    ("evaluate --method tm --data toy2d --weights nothing.safetensors", ["nothing.safetensors", "tvf train"]),
-    ("draw --method tm --data toy2d --pair 2 --weights tm.safetensors", ["pair", "0 to 1", "2"]),
-])
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        ("train --method vxm --profile demo_faces", ["vxm", "tm-tvf"]),
+        ("train --method tm --profile demo_face", ["demo_face", "demo_faces"]),
+        ("train --method tm --profile toy.yaml --steps -5", ["steps", "-5"]),
+        ("train --method tm --profile broken.yaml", ["broken.yaml"]),
+        ("evaluate --method tm --data demo_face", ["demo_face", "demo_faces"]),
+        ("evaluate --method tm --data toy2d --split all", ["all", "val"]),
+        ("evaluate --method tm --data toy2d --limit -3 --weights tm.safetensors", ["-3"]),
+        (
+            "evaluate --method tm --data toy2d --weights nothing.safetensors",
+            ["nothing.safetensors", "tvf train"],
+        ),
+        ("draw --method tm --data toy2d --pair 2 --weights tm.safetensors", ["pair", "0 to 1", "2"]),
+    ],
+)
 def test_the_command_ends_with_one_line(arguments, words, toy_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text("data: toy2d\nsteps: 3\n")
@@ -275,12 +582,24 @@ def test_the_command_ends_with_one_line(arguments, words, toy_data, tmp_path, mo
     checkpoints.save(tmp_path / "tm.safetensors", Model(config).network.state_dict(), config)
     monkeypatch.setattr(sys, "argv", ["tvf", *arguments.split()])
     with rejects(SystemExit, "tvf: ", *words):
-        cli.main()
+        commands.main()
 
 
 def test_the_installed_command_prints_no_traceback():
-    run = subprocess.run([sys.executable, "-c", "from tvf_core.cli import main; main()", "train", "--method", "vxm", "--profile", "demo_faces"],
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from tvf_core.commands import main; main()",
+            "train",
+            "--method",
+            "vxm",
+            "--profile",
+            "demo_faces",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode not in (0, None)
     assert len(run.stderr.strip().splitlines()) == 1, run.stderr
     assert "vxm" in run.stderr and "tm-tvf" in run.stderr and "Traceback" not in run.stderr

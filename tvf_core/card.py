@@ -16,31 +16,34 @@ from pathlib import Path
 
 import torch
 
-from . import __version__
+from . import OFFERED, __version__
 from .paths import ROOT
 
 PACKAGES = ("tvf_core", "data_download")
 
 
 def code_hash(source: str) -> str:
-    """Hash of a piece of Python and of every module of this project that it imports, and that these import.
+    """Hash of what a piece of Python does: of its own code, and of every module of this project that it imports.
 
-    Results of code with another hash are stale. Comments, docstrings and empty lines do not count, nor does a module that
-    is not imported, as those that only draw or print.
+    A result ages when any of that code changes, directly imported or not. It does not age with comments, docstrings,
+    line breaks and spaces, with import statements, with the name or the place of a module, nor with a module that is
+    not imported, such as those that only draw or print.
 
     Parameters
     ----------
-    source : code that parses: the cells of a notebook, one after the other, or ``import tvf_core.evaluate``. A module takes
-        its own hash while it is imported: a process that outlives an edit then names the code that it has loaded.
+    source : code that parses: the cells of a notebook, one after the other, or ``import tvf_core.evaluation.evaluate``.
+        A module takes its own hash while it is imported: a process that outlives an edit then names the code that it
+        has loaded.
     """
-    digest = hashlib.sha256()
-    for name, text in sorted(closure(source).items()):
-        digest.update(f"{name}\n{_bare(text)}\n".encode())
-    return digest.hexdigest()[:16]
+    contents = sorted(filter(None, map(_content, closure(source).values())))
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
 
 
 def closure(source: str) -> dict[str, str]:
-    """Sources of all modules of this project that a piece of Python imports, directly or not, by name; itself under ``""``."""
+    """Sources, by module name, of all modules of this project that a piece of Python imports, directly or not.
+
+    The piece itself stands under the empty name.
+    """
     known, queue = {"": source}, [(source, "")]
     while queue:
         for name in _imports(*queue.pop()):
@@ -54,39 +57,58 @@ def closure(source: str) -> dict[str, str]:
 
 @functools.cache
 def _imports(source: str, package: str) -> set[str]:
-    """Full names of what a module imports from ``PACKAGES``, with the packages that hold it; some are no modules but names in one."""
+    """Full names of what a module imports from ``PACKAGES``, with the packages that hold it.
+
+    Some of them are not modules but names within one. A name that the top of ``tvf_core`` offers stands for its module.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package) if node.level else node.module
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == __package__
+        ):
+            found.add(f"{__package__}.{node.attr}")  # tvf_core.load_data(...)
+    found |= {
+        module for name in found if (module := OFFERED.get(name.removeprefix(f"{__package__}."), ("",))[0])
+    }
     found = {name for name in found if name.split(".")[0] in PACKAGES}
     return found | {name.rsplit(".", k)[0] for name in found for k in range(1, name.count(".") + 1)}
 
 
 @functools.cache
-def _bare(source: str) -> str:
-    """Source without comments, docstrings and empty lines, the same under every version of Python."""
-    cut, before = [], tokenize.NEWLINE
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type != tokenize.NL]
-    for token, following in zip(tokens, [*tokens[1:], None]):
+def _content(source: str) -> str:
+    """Source without comments, docstrings, import statements and blanks; the same under every version of Python."""
+    cut, start, tokens = [], None, list(tokenize.generate_tokens(io.StringIO(source).readline))
+    begins = True  # whether the next token begins a statement
+    for token, following in zip(tokens, [*tokens[1:], tokens[-1]]):
         if token.type == tokenize.COMMENT:
             cut.append((token.start, token.end))
-            continue
-        alone = before in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-        if token.type == tokenize.STRING and alone and following.type in (tokenize.NEWLINE, tokenize.COMMENT, tokenize.ENDMARKER):
-            cut.append((token.start, token.end))
-        before = token.type
+        elif token.type == tokenize.NEWLINE:
+            if start is not None:
+                cut.append((start, token.start))
+            begins, start = True, None
+        elif token.type not in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
+            if begins and token.string in ("import", "from"):
+                start = token.start
+            ends = following.type in (tokenize.NEWLINE, tokenize.COMMENT, tokenize.ENDMARKER)
+            if begins and token.type == tokenize.STRING and ends:
+                cut.append((token.start, token.end))
+            begins = False
     lines = source.splitlines()
-    for (first, begin), (last, end) in reversed(cut):
+    for (first, begin), (last, end) in sorted(cut, reverse=True):
         lines[first - 1 : last] = [lines[first - 1][:begin] + lines[last - 1][end:]]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    return "".join("".join(lines).split())
 
 
 def reset_peak(device) -> None:
-    """Let the memory that :func:`peak_mb` tells begin here, where the system can do that (a GPU, and Linux)."""
+    """Start a new measurement for :func:`peak_mb`, on a GPU and on Linux; other systems cannot."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -95,7 +117,10 @@ def reset_peak(device) -> None:
 
 
 def peak_mb(device) -> float:
-    """Most memory in use, in megabytes: a GPU's by tensors, else the whole process's; NaN on a system that does not tell."""
+    """Largest amount of memory in use since :func:`reset_peak`, in megabytes.
+
+    On a GPU that is the memory of tensors, elsewhere that of the whole process; NaN on a system that does not tell.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError, IndexError):

@@ -22,31 +22,53 @@ from safetensors.torch import save_file
 from .checks import one_of
 from .methods import METHODS, PUBLISHED_WINDOW, SIZES, NetworkConfig, swin_config
 from .model import Model
+from .networks.swin import relative_position_index
 from .paths import WEIGHTS, write_then_rename
-from .swin import relative_position_index
 
 COMPACT_ABOVE = 2_000  # in compact files larger tensors have 8 bits a number; the small heads stay exact
-SCALE = ":scale"       # ends the name of the largest absolute value, over 127, of each row of such a tensor
+SCALE = ":scale"  # ends the name of the largest absolute value, over 127, of each row of such a tensor
 # Released baselines: an entry that only they have -> method, and how their names become ours.
 BASELINES = {
-    "unet_model.downarm.0.main.weight": ("vm-2", (
-        (r"^unet_model\.downarm\.(\d)\.main", r"backbone.down.\1.0"), (r"^unet_model\.uparm\.([012])\.main", r"backbone.up.\1.0"),
-        (r"^unet_model\.uparm\.3\.main", "up3.0"), (r"^unet_model\.extras\.(\d)\.main", r"full.\1.0"))),
+    "unet_model.downarm.0.main.weight": (
+        "vm-2",
+        (
+            (r"^unet_model\.downarm\.(\d)\.main", r"backbone.down.\1.0"),
+            (r"^unet_model\.uparm\.([012])\.main", r"backbone.up.\1.0"),
+            (r"^unet_model\.uparm\.3\.main", "up3.0"),
+            (r"^unet_model\.extras\.(\d)\.main", r"full.\1.0"),
+        ),
+    ),
     "flow_sigma.weight": ("vm-diff", ((r"^(\w+coders\.\d)\.conv", r"\1.0"),)),
-    "model.inconv.block.block.0.weight": ("cyclemorph", (
-        (r"^model\.inconv\.block\.block", "down.0"), (r"^model\.downconv(\d)\.block\.block", r"down.\1"),
-        (r"^model\.keepblock\.block", "keep"), (r"^model\.outconv\.upconv", "flow"),
-        *[(rf"^model\.upconv{k + 1}\.upconv", f"up.{k}") for k in range(4)],
-        *[(rf"^model\.upconv{k + 1}\.block\.block", f"joined.{k}") for k in range(4)])),
-    "model_lvl2.model_lvl1.down_conv.weight": ("lapirn", (
-        (r"^model_lvl2\.model_lvl1\.", "levels.0."), (r"^model_lvl2\.", "levels.1."), (r"^(?!levels\.)", "levels.2."),
-        ("input_encoder_lvl1", "encoder"), ("down_conv", "down"), ("output_lvl1", "output"),
-        *[(rf"resblock_group_lvl1\.{2 * k}\.", f"blocks.{k}.") for k in range(5)])),
+    "model.inconv.block.block.0.weight": (
+        "cyclemorph",
+        (
+            (r"^model\.inconv\.block\.block", "down.0"),
+            (r"^model\.downconv(\d)\.block\.block", r"down.\1"),
+            (r"^model\.keepblock\.block", "keep"),
+            (r"^model\.outconv\.upconv", "flow"),
+            *[(rf"^model\.upconv{k + 1}\.upconv", f"up.{k}") for k in range(4)],
+            *[(rf"^model\.upconv{k + 1}\.block\.block", f"joined.{k}") for k in range(4)],
+        ),
+    ),
+    "model_lvl2.model_lvl1.down_conv.weight": (
+        "lapirn",
+        (
+            (r"^model_lvl2\.model_lvl1\.", "levels.0."),
+            (r"^model_lvl2\.", "levels.1."),
+            (r"^(?!levels\.)", "levels.2."),
+            ("input_encoder_lvl1", "encoder"),
+            ("down_conv", "down"),
+            ("output_lvl1", "output"),
+            *[(rf"resblock_group_lvl1\.{2 * k}\.", f"blocks.{k}.") for k in range(5)],
+        ),
+    ),
 }
 _scalar = np.float64(0).__reduce__()[0]  # what a pickled NumPy number calls
 NUMPY_NUMBERS = [
-    (_scalar, "numpy._core.multiarray.scalar"), (_scalar, "numpy.core.multiarray.scalar"),  # its names since and before NumPy 2
-    np.dtype, *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32")),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),  # its names since and before NumPy 2
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32")),
 ]
 
 
@@ -100,7 +122,9 @@ def load(path: Path, window: tuple[int, ...] | None = None, method: str = "") ->
     if path.suffix != ".safetensors":
         return _from_released(path, window, method)
     if window is not None or method:
-        raise ValueError(f"{path.name} knows its own window and method; they are for released checkpoints only")
+        raise ValueError(
+            f"{path.name} knows its own window and method; they are for released checkpoints only"
+        )
     try:
         with safe_open(path, "pt") as file:
             config = NetworkConfig(**json.loads((file.metadata() or {})["network"]))
@@ -131,19 +155,32 @@ def released_config(state: dict[str, torch.Tensor], window: tuple[int, ...] | No
     patch = _entry(state, "transformer.patch_embed.proj.weight", 4, 5)
     dim, embed = patch.dim() - 2, patch.shape[0]
     if patch.shape[1:] != (2, *[4] * dim):
-        raise ValueError(f"its patches {tuple(patch.shape)} are not those of TransMorph (channels, 2, 4, 4[, 4])")
+        raise ValueError(
+            f"its patches {tuple(patch.shape)} are not those of TransMorph (channels, 2, 4, 4[, 4])"
+        )
     block = r"transformer\.layers\.{}\.blocks\.(\d+)\."
-    depths = tuple(_numbered(state, block.format(stage)) for stage in range(_numbered(state, r"transformer\.layers\.(\d+)\.")))
+    depths = tuple(
+        _numbered(state, block.format(stage))
+        for stage in range(_numbered(state, r"transformer\.layers\.(\d+)\."))
+    )
     if len(depths) != 4:
         raise ValueError(f"expected 4 stages (transformer.layers.0 to 3), found {len(depths)}")
     attention = [f"transformer.layers.{stage}.blocks.0.attn." for stage in range(4)]
     tables = [_entry(state, name + "relative_position_bias_table", 2) for name in attention]
     heads = tuple(t.shape[1] for t in tables)
-    encoder = {"embed": embed, "depths": depths, "heads": heads, "window": _window(state, tables[0].shape[0], dim, window)}
+    encoder = {
+        "embed": embed,
+        "depths": depths,
+        "heads": heads,
+        "window": _window(state, tables[0].shape[0], dim, window),
+    }
     velocities = _numbered(state, r"reg_heads\.(\d+)\.")
     method = "tm-tvf" if velocities else "tm"
-    rest = {"time_steps": velocities or 8, "integrator": "released",
-            "head": "full" if any(name.startswith("up4.") for name in state) else "half"}
+    rest = {
+        "time_steps": velocities or 8,
+        "integrator": "released",
+        "head": "full" if any(name.startswith("up4.") for name in state) else "half",
+    }
     custom = NetworkConfig(method, dim, encoder, **rest)
     named = [NetworkConfig(method, dim, size, **rest) for size in SIZES]
     return next((c for c in named if swin_config(c) == swin_config(custom)), custom)
@@ -154,16 +191,22 @@ def _from_released(path: Path, window: tuple[int, ...] | None, method: str) -> M
     try:
         baseline = next((names for mark, names in BASELINES.items() if mark in state), None)
         if baseline is None and not any(name.startswith(("transformer.", "reg_head")) for name in state):
-            raise ValueError("its names are not those of TM, TM-TVF, VM-2, VM-diff, CycleMorph or three-level LapIRN")
+            raise ValueError(
+                "its names are not those of TM, TM-TVF, VM-2, VM-diff, CycleMorph or three-level LapIRN"
+            )
         config = _baseline_config(state, baseline[0]) if baseline else released_config(state, window)
         if baseline and window is not None:
             raise ValueError(f"{config.method} has no attention window")
         if method and METHODS[one_of(method, METHODS, "method")].build is not METHODS[config.method].build:
             raise ValueError(f"it holds a network of {config.method}, not of {method}")
         if method:
-            config = replace(config, method=method, integrator=config.integrator if config.integrator == "released" else "")
+            config = replace(
+                config, method=method, integrator=config.integrator if config.integrator == "released" else ""
+            )
         model = Model(config)
-        model.network.load_state_dict(_renamed(state, config, model.network.state_dict(), baseline[1] if baseline else ()))
+        model.network.load_state_dict(
+            _renamed(state, config, model.network.state_dict(), baseline[1] if baseline else ())
+        )
     except Exception as error:  # tensors of absurd shapes end in errors of every kind
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path.name} is not a released checkpoint that can be used: {reason}") from None
@@ -183,7 +226,9 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     """State dict in a file of ``torch.save``, or under ``state_dict`` in it; nothing but numbers is unpickled."""
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: whatever cannot be read ends in an error
+            warnings.simplefilter(
+                "ignore"
+            )  # about pickle protocols: whatever cannot be read ends in an error
             # mapped, not read: three quarters of a released file are the optimiser's
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises half a dozen kinds for files it cannot read
@@ -193,13 +238,25 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
             raise ValueError(f"{path.name} refused: it asks to {what}, which no weights file needs") from None
         raise ValueError(f"{path.name} is not a checkpoint, or is cut short: torch cannot read it") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise ValueError(f"{path.name} holds no state dict (names and tensors), neither directly nor as 'state_dict'")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel adds "module."
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(t, torch.Tensor) for t in state.values())
+    ):
+        raise ValueError(
+            f"{path.name} holds no state dict (names and tensors), neither directly nor as 'state_dict'"
+        )
+    return {
+        str(name).removeprefix("module."): tensor for name, tensor in state.items()
+    }  # DataParallel adds "module."
 
 
-def _renamed(state: dict[str, torch.Tensor], config: NetworkConfig, ours: dict[str, torch.Tensor],
-             names: tuple[tuple[str, str], ...]) -> dict[str, torch.Tensor]:
+def _renamed(
+    state: dict[str, torch.Tensor],
+    config: NetworkConfig,
+    ours: dict[str, torch.Tensor],
+    names: tuple[tuple[str, str], ...],
+) -> dict[str, torch.Tensor]:
     """Released entries under our names, without buffers; ValueError names what is missing, unexpected or misshapen."""
     unused = ("c2.",) if (config.method, config.head) == ("tm", "half") else ()  # stored, but never called
     shared = ("transformer.", "up0.", "up1.", "up2.")
@@ -213,8 +270,11 @@ def _renamed(state: dict[str, torch.Tensor], config: NetworkConfig, ours: dict[s
     problems = {
         "missing": [name for name in ours if name not in found],
         "unexpected": [name for name in found if name not in ours],
-        "of another shape": [f"{name} {tuple(found[name].shape)} instead of {tuple(ours[name].shape)}"
-                             for name in ours if name in found and found[name].shape != ours[name].shape],
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(ours[name].shape)}"
+            for name in ours
+            if name in found and found[name].shape != ours[name].shape
+        ],
     }
     if any(problems.values()):
         raise ValueError("; ".join(f"{what}: {_few(names)}" for what, names in problems.items() if names))
@@ -224,24 +284,36 @@ def _renamed(state: dict[str, torch.Tensor], config: NetworkConfig, ours: dict[s
 def _window(state: dict, rows: int, dim: int, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     """Attention window of a bias table with ``rows`` = product of (2 w - 1) rows."""
     spans = [n for n in range(1, rows + 1, 2) if rows % n == 0]
-    pairs = [(a, b) for a in spans for b in spans] if dim == 2 else [(a, b, c) for a in spans for b in spans for c in spans]
+    pairs = (
+        [(a, b) for a in spans for b in spans]
+        if dim == 2
+        else [(a, b, c) for a in spans for b in spans for c in spans]
+    )
     possible = [tuple((n + 1) // 2 for n in sides) for sides in pairs if math.prod(sides) == rows]
     name = "transformer.layers.0.blocks.0.attn.relative_position_index"
     if name in state:
         index = _entry(state, name, 2)
-        possible = [w for w in possible if math.prod(w) == len(index) and torch.equal(relative_position_index(w), index.long())]
+        possible = [
+            w
+            for w in possible
+            if math.prod(w) == len(index) and torch.equal(relative_position_index(w), index.long())
+        ]
         if not possible:
             raise ValueError("its relative_position_index is not that of any window")
     if wanted is not None:
         if tuple(wanted) not in possible:
-            raise ValueError(f"window {tuple(wanted)} does not fit its bias table of {rows} rows (or its index); possible: {', '.join(map(str, possible))}")
+            raise ValueError(
+                f"window {tuple(wanted)} does not fit its bias table of {rows} rows (or its index); possible: {', '.join(map(str, possible))}"
+            )
         return tuple(wanted)
     grid = state.get("spatial_trans.grid")
     guesses = [tuple(s // 32 for s in grid.shape[2:])] if grid is not None else []
     for guess in [*(possible if len(possible) == 1 else []), *guesses, PUBLISHED_WINDOW[dim]]:
         if guess in possible:
             return guess
-    raise ValueError(f"it does not tell its attention window; give one of {', '.join(map(str, sorted(possible)))}")
+    raise ValueError(
+        f"it does not tell its attention window; give one of {', '.join(map(str, sorted(possible)))}"
+    )
 
 
 def _entry(state: dict, name: str, *axes: int) -> torch.Tensor:
@@ -249,7 +321,9 @@ def _entry(state: dict, name: str, *axes: int) -> torch.Tensor:
     if name not in state:
         raise ValueError(f"missing: {name}")
     if state[name].dim() not in axes:
-        raise ValueError(f"{name} has shape {tuple(state[name].shape)}, but needs {' or '.join(map(str, axes))} axes")
+        raise ValueError(
+            f"{name} has shape {tuple(state[name].shape)}, but needs {' or '.join(map(str, axes))} axes"
+        )
     return state[name]
 
 

@@ -35,20 +35,28 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None
     for name, image in (("moving", moving), ("fixed", fixed)):
         rank = spatial_rank(image, name)
         if dim is not None and rank != dim:
-            raise ValueError(f"{name}: this {dim}D model needs (batch, 1, *space) with {dim} spatial axes, "
-                             f"got shape {tuple(image.shape)}")
+            raise ValueError(
+                f"{name}: this {dim}D model needs (batch, 1, *space) with {dim} spatial axes, "
+                f"got shape {tuple(image.shape)}"
+            )
         if image.shape[1] != 1:
-            raise ValueError(f"{name}: expected one channel (batch, 1, *space), got shape {tuple(image.shape)}")
+            raise ValueError(
+                f"{name}: expected one channel (batch, 1, *space), got shape {tuple(image.shape)}"
+            )
         if not image.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point image in [0, 1], got {image.dtype}")
         if values and not torch.isfinite(image).all():
             raise ValueError(f"{name}: has NaN or infinite values; expected finite intensities in [0, 1]")
     if moving.shape != fixed.shape:
-        raise ValueError(f"moving {tuple(moving.shape)} and fixed {tuple(fixed.shape)} must have the same shape")
+        raise ValueError(
+            f"moving {tuple(moving.shape)} and fixed {tuple(fixed.shape)} must have the same shape"
+        )
     return rank
 
 
-def check_labels(labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels", values: bool = True) -> int:
+def check_labels(
+    labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels", values: bool = True
+) -> int:
     """Check a ``(B, 1, *S)`` integer label map (same space as ``like`` if given); give its D.
 
     ``values=False`` leaves out whether any value is negative, for a caller that looks at the values itself.
@@ -71,7 +79,9 @@ def check_points(points: torch.Tensor, displacement: torch.Tensor) -> None:
     if not isinstance(points, torch.Tensor):
         raise TypeError(f"points: expected a torch.Tensor, got {type(points).__name__}")
     if points.dim() != 3 or points.shape[0] != displacement.shape[0] or points.shape[2] != rank:
-        raise ValueError(f"points: expected ({displacement.shape[0]}, number, {rank}) voxel coordinates, got shape {tuple(points.shape)}")
+        raise ValueError(
+            f"points: expected ({displacement.shape[0]}, number, {rank}) voxel coordinates, got shape {tuple(points.shape)}"
+        )
     if not points.is_floating_point():
         raise TypeError(f"points: expected floating-point voxel coordinates, got {points.dtype}")
 

@@ -31,7 +31,9 @@ def identity_grid(shape, device=None, dtype=torch.float32) -> torch.Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
-def sample(image: torch.Tensor, points: torch.Tensor, mode: str = "linear", padding: str = "zeros") -> torch.Tensor:
+def sample(
+    image: torch.Tensor, points: torch.Tensor, mode: str = "linear", padding: str = "zeros"
+) -> torch.Tensor:
     """Values of an image at arbitrary voxel coordinates.
 
     Parameters
@@ -63,12 +65,16 @@ def sample(image: torch.Tensor, points: torch.Tensor, mode: str = "linear", padd
     if grid.shape[0] != image.shape[0]:  # one image at many places, or many images at the same places
         batch = max(grid.shape[0], image.shape[0])
         if 1 not in (grid.shape[0], image.shape[0]):
-            raise ValueError(f"a batch of {image.shape[0]} images and one of {grid.shape[0]} maps do not go together")
+            raise ValueError(
+                f"a batch of {image.shape[0]} images and one of {grid.shape[0]} maps do not go together"
+            )
         grid, image = grid.expand(batch, *grid.shape[1:]), image.expand(batch, *image.shape[1:])
     return F.grid_sample(image.to(dtype), grid, mode=MODES[mode], padding_mode=padding, align_corners=True)
 
 
-def warp(image: torch.Tensor, displacement: torch.Tensor, mode: str = "linear", padding: str = "zeros") -> torch.Tensor:
+def warp(
+    image: torch.Tensor, displacement: torch.Tensor, mode: str = "linear", padding: str = "zeros"
+) -> torch.Tensor:
     """Pull an image back by a displacement: ``out(x) = image(x + u(x))``.
 
     Parameters
@@ -90,7 +96,9 @@ def warp(image: torch.Tensor, displacement: torch.Tensor, mode: str = "linear", 
     """
     rank = check_field(displacement)
     if spatial_rank(image) != rank or image.shape[2:] != displacement.shape[2:]:
-        raise ValueError(f"image {tuple(image.shape)} and displacement {tuple(displacement.shape)} differ in space")
+        raise ValueError(
+            f"image {tuple(image.shape)} and displacement {tuple(displacement.shape)} differ in space"
+        )
     grid = identity_grid(displacement.shape[2:], displacement.device, at_least_float32(displacement))
     return sample(image, grid + displacement, mode, padding)
 
@@ -152,6 +160,12 @@ def halve(image: torch.Tensor) -> torch.Tensor:
     return pool(image, 2, ceil_mode=True)
 
 
+def average_down(image: torch.Tensor) -> torch.Tensor:
+    """Image ``(B, C, *S)`` at half resolution, ``ceil(S / 2)``: means of width 3 at every second voxel, without what lies outside."""
+    pool = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
+    return pool(image, 3, 2, 1, count_include_pad=False)
+
+
 def double(displacement: torch.Tensor, shape) -> torch.Tensor:
     """Field of a :func:`halve`-d grid on the full grid ``shape``: exactly twice as fine, values doubled."""
     fine = resize(displacement, [2 * s for s in displacement.shape[2:]])
@@ -199,8 +213,3 @@ def invert(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
     for _ in range(iterations):
         inverse = -warp(displacement, inverse, padding="border")
     return inverse
-
-
-def inverse_consistency_error(forward: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """Distance in voxels, ``(B, *S)``, between x and where ``Id + inverse`` after ``Id + forward`` sends it."""
-    return compose(inverse, forward).norm(dim=1)

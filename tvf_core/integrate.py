@@ -45,8 +45,15 @@ STEPS = {"euler": euler_step, "heun": heun_step, "rk4": rk4_step}
 INTEGRATORS = (*STEPS, "squaring", "released")
 
 
-def solve(v: Velocity, points: torch.Tensor, t0: float = 0.0, t1: float = 1.0, steps: int = 8,
-          method: str = "rk4", recompute: bool = False) -> torch.Tensor:
+def solve(
+    v: Velocity,
+    points: torch.Tensor,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    steps: int = 8,
+    method: str = "rk4",
+    recompute: bool = False,
+) -> torch.Tensor:
     """Carry points along any velocity from time ``t0`` to ``t1`` (backwards if ``t1 < t0``).
 
     Parameters
@@ -63,7 +70,9 @@ def solve(v: Velocity, points: torch.Tensor, t0: float = 0.0, t1: float = 1.0, s
         raise ValueError(f"steps: expected at least 1, got {steps}")
     h = (t1 - t0) / steps
     if recompute:
-        return checkpoint(_halves, step, v, points, t0, h, 0, steps, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(
+            _halves, step, v, points, t0, h, 0, steps, use_reentrant=False, preserve_rng_state=False
+        )
     for k in range(steps):
         points = step(v, t0 + k * h, points, h)
     return points
@@ -82,7 +91,9 @@ def _halves(step, v: Velocity, x: torch.Tensor, t0: float, h: float, first: int,
     return checkpoint(_halves, step, v, x, t0, h, middle, last, use_reentrant=False, preserve_rng_state=False)
 
 
-def advance(velocity: torch.Tensor, points: torch.Tensor, duration: float, method: str = "euler") -> torch.Tensor:
+def advance(
+    velocity: torch.Tensor, points: torch.Tensor, duration: float, method: str = "euler"
+) -> torch.Tensor:
     """Carry points on by one step along a velocity field.
 
     Parameters
@@ -101,8 +112,16 @@ def advance(velocity: torch.Tensor, points: torch.Tensor, duration: float, metho
     return solve(_field(velocity), points, 0.0, duration, 1, method)
 
 
-def transport(velocity: torch.Tensor, points: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: float = 0.0,
-              t1: float = 1.0, shape=None, recompute: bool = False) -> torch.Tensor:
+def transport(
+    velocity: torch.Tensor,
+    points: torch.Tensor,
+    method: str = "rk4",
+    substeps: int = 1,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    shape=None,
+    recompute: bool = False,
+) -> torch.Tensor:
     """Carry any points along a time-varying velocity, without a displacement field in between.
 
     Parameters
@@ -123,7 +142,9 @@ def transport(velocity: torch.Tensor, points: torch.Tensor, method: str = "rk4",
     if substeps < 1:
         raise ValueError(f"substeps: expected at least 1, got {substeps}")
     if points.shape[1] != velocity.shape[2] or points.shape[0] not in (1, velocity.shape[0]):
-        raise ValueError(f"points: expected ({velocity.shape[0]}, {velocity.shape[2]}, ...), got {tuple(points.shape)}")
+        raise ValueError(
+            f"points: expected ({velocity.shape[0]}, {velocity.shape[2]}, ...), got {tuple(points.shape)}"
+        )
     places = points.to(at_least_float32(points)).expand(velocity.shape[0], *points.shape[1:])
     if points.dim() != velocity.dim() - 1:  # the sampler wants D axes
         places = places.reshape(*places.shape[:2], -1, *[1] * (velocity.shape[2] - 1))
@@ -133,8 +154,15 @@ def transport(velocity: torch.Tensor, points: torch.Tensor, method: str = "rk4",
     return (factor * (places + 0.5) - 0.5).reshape(-1, *points.shape[1:])
 
 
-def flow(velocity: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: float = 0.0, t1: float = 1.0, shape=None,
-         recompute: bool = False) -> torch.Tensor:
+def flow(
+    velocity: torch.Tensor,
+    method: str = "rk4",
+    substeps: int = 1,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    shape=None,
+    recompute: bool = False,
+) -> torch.Tensor:
     """Map from time t0 to t1 of the flow of a time-varying velocity, as a displacement.
 
     Parameters
@@ -166,8 +194,14 @@ def flow(velocity: torch.Tensor, method: str = "rk4", substeps: int = 1, t0: flo
     return displacement
 
 
-def trajectory(velocity: torch.Tensor, times: Sequence[float] | None = None, method: str = "rk4", substeps: int = 1,
-               shape=None, recompute: bool = False) -> torch.Tensor:
+def trajectory(
+    velocity: torch.Tensor,
+    times: Sequence[float] | None = None,
+    method: str = "rk4",
+    substeps: int = 1,
+    shape=None,
+    recompute: bool = False,
+) -> torch.Tensor:
     """The map phi_t at several times, each continued from the one before.
 
     Parameters
@@ -205,13 +239,17 @@ def _maps(velocity, times, method, substeps, shape, recompute) -> Iterator[torch
         for begin, end in itertools.pairwise([times[0], *times]):
             for k, a, b in _intervals(steps, begin, end):
                 if abs(abs(b - a) * steps - 1) > 1e-6:
-                    raise ValueError(f"the released rule knows whole intervals only: times must be multiples of 1/{steps}")
+                    raise ValueError(
+                        f"the released rule knows whole intervals only: times must be multiples of 1/{steps}"
+                    )
                 u = released.advance(velocity[:, k] * (b - a), u)
             yield released.double(u, shape) if factor == 2 else u
         return
     if method == "squaring":
         if steps != 1:
-            raise ValueError(f"squaring is for a velocity that does not change in time, got one with {steps} time steps")
+            raise ValueError(
+                f"squaring is for a velocity that does not change in time, got one with {steps} time steps"
+            )
         for end in times:
             u = scaling_and_squaring((end - times[0]) * velocity[:, 0])
             yield double(u, shape) if factor == 2 else u

@@ -9,17 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .baselines import convexadam, lddmm
-from .baselines.cyclemorph import CycleMorph
-from .baselines.lapirn import START_CHANNELS, LapIRN
-from .baselines.voxelmorph import VoxelMorph, VoxelMorphBackbone, VoxelMorphDiff
 from .checks import one_of
 from .integrate import STEPS
-from .objectives import LABEL_TERMS, CycleObjective, DistributionObjective, Objective, PyramidObjective
+from .losses.objectives import LABEL_TERMS, CycleObjective, DistributionObjective, Objective, PyramidObjective
+from .networks.cyclemorph import CycleMorph
+from .networks.lapirn import START_CHANNELS, LapIRN
+from .networks.layers import RELEASED, STANDARD
+from .networks.swin import SwinConfig
+from .networks.time_varying import TimeVaryingVelocity
+from .networks.transmorph import TransMorph, TransMorphBackbone
+from .networks.voxelmorph import VoxelMorph, VoxelMorphBackbone, VoxelMorphDiff
+from .pairwise import convexadam, lddmm
 from .registration import Registration
-from .swin import SwinConfig
-from .transmorph import RELEASED, STANDARD, TransMorph, TransMorphBackbone
-from .tvf import TimeVaryingVelocity
 
 # Sizes of the networks with a transformer: the published ones, and "demo", small enough to train on two CPU cores.
 SIZES = {
@@ -66,9 +67,18 @@ class NetworkConfig:
             raise ValueError(f"{self.method} works in {entry.dims[0]}D only, not in {self.dim}D")
         if self.time_steps < 1:
             raise ValueError(f"time_steps: expected at least 1, got {self.time_steps}")
-        known = (*(("squaring",) if entry.integrator == "squaring" else STEPS), *["released"] * entry.released)
-        object.__setattr__(self, "integrator", one_of(self.integrator or entry.integrator, known, f"integrator of {self.method}"))
-        object.__setattr__(self, "head", one_of(self.head or ("full" if self.dim == 2 else "half"), ("full", "half"), "head"))
+        known = (
+            *(("squaring",) if entry.integrator == "squaring" else STEPS),
+            *["released"] * entry.released,
+        )
+        object.__setattr__(
+            self,
+            "integrator",
+            one_of(self.integrator or entry.integrator, known, f"integrator of {self.method}"),
+        )
+        object.__setattr__(
+            self, "head", one_of(self.head or ("full" if self.dim == 2 else "half"), ("full", "half"), "head")
+        )
 
 
 class Sourced(NamedTuple):
@@ -85,12 +95,12 @@ class Method:
     Attributes
     ----------
     build : network for a :class:`NetworkConfig`. Called with (moving, fixed) it gives (displacement, velocity or
-        None), and it has a ``convention`` (:mod:`tvf_core.transmorph`).
+        None), and it has a ``convention`` (:mod:`tvf_core.networks.transmorph`).
     solve : ``(moving, fixed) -> Registration`` for methods without a network.
     losses : for 2D and 3D, loss term -> weight and its source. Label terms are skipped on data without labels,
         as the paper does for the faces.
     constants : for 2D and 3D, other numbers of the loss, or a solver's settings.
-    objective : how the terms come about (:mod:`tvf_core.objectives`).
+    objective : how the terms come about (:mod:`tvf_core.losses.objectives`).
     field, inverse : what is predicted; how good its inverse is, and how it is obtained.
     integrator : that the network is trained with, unless its configuration says otherwise.
     released : whether its network can also follow the rules of released code (integrator ``released``).
@@ -103,7 +113,9 @@ class Method:
     solve: Callable[[torch.Tensor, torch.Tensor], Registration] | None = None
     losses: dict[int, dict[str, Sourced]] = field(default_factory=dict)
     constants: dict[int, dict[str, Sourced]] = field(default_factory=dict)
-    objective: type[Objective] = field(default_factory=lambda: Objective)  # a plain default would be documented as a class of its own
+    objective: type[Objective] = field(
+        default_factory=lambda: Objective
+    )  # a plain default would be documented as a class of its own
     field: str = "displacement"
     inverse: str = "approximate: fixed point"
     integrator: str = "rk4"
@@ -137,14 +149,18 @@ def _identity(moving: torch.Tensor, fixed: torch.Tensor) -> Registration:
 def swin_config(config: NetworkConfig) -> SwinConfig:
     """Swin encoder of a named or written-out size."""
     if isinstance(config.size, dict):
-        return SwinConfig(config.dim, config.size["embed"], *(tuple(config.size[k]) for k in ("depths", "heads", "window")))
+        return SwinConfig(
+            config.dim, config.size["embed"], *(tuple(config.size[k]) for k in ("depths", "heads", "window"))
+        )
     size = dict(SIZES[config.size])
     window = size.pop("window", PUBLISHED_WINDOW)[config.dim]
     return SwinConfig(config.dim, window=window, **size)
 
 
 def _tm(config: NetworkConfig) -> nn.Module:
-    return TransMorph(swin_config(config), config.head, RELEASED if config.integrator == "released" else STANDARD)
+    return TransMorph(
+        swin_config(config), config.head, RELEASED if config.integrator == "released" else STANDARD
+    )
 
 
 def _tm_tvf(config: NetworkConfig) -> nn.Module:
@@ -153,9 +169,16 @@ def _tm_tvf(config: NetworkConfig) -> nn.Module:
 
 def _lapirn(config: NetworkConfig) -> nn.Module:
     if isinstance(config.size, dict) and config.size.keys() != {"start"}:
-        raise ValueError(f"network size of LapIRN: expected a name or {{'start': channels}}, got {config.size}")
+        raise ValueError(
+            f"network size of LapIRN: expected a name or {{'start': channels}}, got {config.size}"
+        )
     start = config.size["start"] if isinstance(config.size, dict) else START_CHANNELS[config.size]
-    return LapIRN(config.dim, start, diffeomorphic=config.method == "lapirn-diff", conditional=config.method == "clapirn")
+    return LapIRN(
+        config.dim,
+        start,
+        diffeomorphic=config.method == "lapirn-diff",
+        conditional=config.method == "clapirn",
+    )
 
 
 def _vm_diff(config: NetworkConfig) -> nn.Module:
@@ -172,12 +195,27 @@ _FACES = "eq. 3; open: the released 2D script of TM has -SSIM (try: --losses ssi
 # The penalty is on the final displacement, as in the released code; the paper's eq. 3 writes it for v_1.
 _ON_DISPLACEMENT = "; on the displacement (eq. 3: on the velocity; try: velocity_diffusion)"
 _NCC = {
-    2: {"lncc": Sourced(1.0, _FACES), "diffusion": Sourced(1.0, "released 2D script of TM" + _ON_DISPLACEMENT)},
-    3: {"lncc": Sourced(1.0, _OASIS), "dice": Sourced(1.0, _OASIS), "diffusion": Sourced(1.0, _OASIS + _ON_DISPLACEMENT)},
+    2: {
+        "lncc": Sourced(1.0, _FACES),
+        "diffusion": Sourced(1.0, "released 2D script of TM" + _ON_DISPLACEMENT),
+    },
+    3: {
+        "lncc": Sourced(1.0, _OASIS),
+        "dice": Sourced(1.0, _OASIS),
+        "diffusion": Sourced(1.0, _OASIS + _ON_DISPLACEMENT),
+    },
 }
 _LDDMM = {
-    2: {"alpha": Sourced(0.01, "paper, section 3"), "gamma": Sourced(0.01, "paper, section 3, RaFD"), "beta": Sourced(2, "paper, section 3")},
-    3: {"alpha": Sourced(0.01, "paper, section 3"), "gamma": Sourced(0.001, "paper, section 3, OASIS"), "beta": Sourced(2, "paper, section 3")},
+    2: {
+        "alpha": Sourced(0.01, "paper, section 3"),
+        "gamma": Sourced(0.01, "paper, section 3, RaFD"),
+        "beta": Sourced(2, "paper, section 3"),
+    },
+    3: {
+        "alpha": Sourced(0.01, "paper, section 3"),
+        "gamma": Sourced(0.001, "paper, section 3, OASIS"),
+        "beta": Sourced(2, "paper, section 3"),
+    },
 }
 # The paper prints no weight. Its sum over half-grid voxels of |L v/N|^2, beside a mean image term, is our mean times
 # (half-grid voxels / N): about 2e3 for faces of 256^2, 1e5 for OASIS. We keep these two numbers at every size.
@@ -200,89 +238,215 @@ def _settings(values: dict, published: dict, chosen: str) -> dict[str, Sourced]:
 def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
     """Losses of LapIRN; the authors' smoothness counts twice the displacement, so four times ours."""
     ncc = Sourced(1.0, "Mok & Chung 2020, for brains; windows 3, 5-3 and 7-5-3 as in their code")
-    return {2: {"multiscale_lncc": ncc, "diffusion": diffusion},
-            3: {"multiscale_lncc": ncc, "dice": Sourced(1.0, _CHOSEN_3D), "diffusion": diffusion}}
+    return {
+        2: {"multiscale_lncc": ncc, "diffusion": diffusion},
+        3: {"multiscale_lncc": ncc, "dice": Sourced(1.0, _CHOSEN_3D), "diffusion": diffusion},
+    }
 
 
 # What all trained methods share here: (what, value, source).
 RECIPE = (
     ("optimiser", "Adam with AMSGrad", "released scripts of TM and TM-TVF (CycleMorph, LapIRN: plain Adam)"),
-    ("learning rate", "the profile's, times (1 - step/steps)^0.9", "released TM scripts; 1e-4 there (CycleMorph 2e-4 and LapIRN 1e-4, constant), 1e-3 in our short runs"),
-    ("budget", "the profile's steps x batch ordered pairs (paper profiles: 500 epochs, as the paper)", "ours: the same for every method (published: 400 or 500 epochs of TM, 30 to 130 of CycleMorph, 120,003 steps of LapIRN)"),
-    ("epoch", "every pair once; paper_oasis: every image once, with a random partner", "released scripts, 2D and OASIS (the shipped weights: pairs drawn one by one)"),
-    ("directions", "both of every pair, in turn", "released scripts of TM and TM-TVF; CycleMorph has both in one loss, so half the steps"),
-    ("kept weights", "best of 8 validations (paper profiles: of every epoch)", "released scripts of TM and TM-TVF: best of every epoch"),
-    ("augmentation", "none (paper_rafd: mirrored with chance 1/2)", "released OASIS script (2D script, VM-2, VM-diff and CycleMorph: flips)"),
-    ("arithmetic", "float32", "released scripts; the shipped 3D weights of VM-2 and CycleMorph: bfloat16, fields in float32"),
+    (
+        "learning rate",
+        "the profile's, times (1 - step/steps)^0.9",
+        "released TM scripts; 1e-4 there (CycleMorph 2e-4 and LapIRN 1e-4, constant), 1e-3 in our short runs",
+    ),
+    (
+        "budget",
+        "the profile's steps x batch ordered pairs (paper profiles: 500 epochs, as the paper)",
+        "ours: the same for every method (published: 400 or 500 epochs of TM, 30 to 130 of CycleMorph, 120,003 steps of LapIRN)",
+    ),
+    (
+        "epoch",
+        "every pair once; paper_oasis: every image once, with a random partner",
+        "released scripts, 2D and OASIS (the shipped weights: pairs drawn one by one)",
+    ),
+    (
+        "directions",
+        "both of every pair, in turn",
+        "released scripts of TM and TM-TVF; CycleMorph has both in one loss, so half the steps",
+    ),
+    (
+        "kept weights",
+        "best of 8 validations (paper profiles: of every epoch)",
+        "released scripts of TM and TM-TVF: best of every epoch",
+    ),
+    (
+        "augmentation",
+        "none (paper_rafd: mirrored with chance 1/2)",
+        "released OASIS script (2D script, VM-2, VM-diff and CycleMorph: flips)",
+    ),
+    (
+        "arithmetic",
+        "float32",
+        "released scripts; the shipped 3D weights of VM-2 and CycleMorph: bfloat16, fields in float32",
+    ),
     ("N of TVF", "8", "paper, section 3 (released TM-TVF scripts: 12)"),
-    ("integrator of TVF", "rk4, a step per interval (paper profiles: euler)", "ours (paper: Euler; released code: a rule of its own)"),
+    (
+        "integrator of TVF",
+        "rk4, a step per interval (paper profiles: euler)",
+        "ours (paper: Euler; released code: a rule of its own)",
+    ),
     ("squarings", "7", "VM-diff, LapIRN: their code"),
 )
 
 METHODS = {
     "identity": Method("Before registration", solve=_identity, field="none", inverse="exact: itself"),
     "vm-2": Method(
-        "VM-2", lambda config: VoxelMorph(config.dim),
-        losses={2: {"lncc": Sourced(1.0, _NO_FACES), "diffusion": Sourced(1.0, _NO_FACES)},
-                3: {"lncc": Sourced(1.0, "TransMorph repository, IXI"), "diffusion": Sourced(1.0, "TransMorph repository, IXI")}},
+        "VM-2",
+        lambda config: VoxelMorph(config.dim),
+        losses={
+            2: {"lncc": Sourced(1.0, _NO_FACES), "diffusion": Sourced(1.0, _NO_FACES)},
+            3: {
+                "lncc": Sourced(1.0, "TransMorph repository, IXI"),
+                "diffusion": Sourced(1.0, "TransMorph repository, IXI"),
+            },
+        },
         source="Balakrishnan et al. 2019 (IEEE TMI 38)",
     ),
     "vm-diff": Method(
-        "VM-diff", _vm_diff, released=True,
-        losses=_everywhere(mse=Sourced(1e4, "1 / sigma^2 with sigma = 0.01, as in the authors' code (faces: nothing is published)"),
-                           kl=Sourced(1.0, "mean beside a mean, as in the authors' code (the formula has sums)")),
-        constants=_everywhere(prior=Sourced(25.0, "authors' advice for sigma = 0.01; in the formula, whose smoothness weighs 4 (faces) or 6 times that of their code")),
-        objective=DistributionObjective, field="stationary velocity", inverse=_FLOW_BACK, integrator="squaring",
+        "VM-diff",
+        _vm_diff,
+        released=True,
+        losses=_everywhere(
+            mse=Sourced(
+                1e4, "1 / sigma^2 with sigma = 0.01, as in the authors' code (faces: nothing is published)"
+            ),
+            kl=Sourced(1.0, "mean beside a mean, as in the authors' code (the formula has sums)"),
+        ),
+        constants=_everywhere(
+            prior=Sourced(
+                25.0,
+                "authors' advice for sigma = 0.01; in the formula, whose smoothness weighs 4 (faces) or 6 times that of their code",
+            )
+        ),
+        objective=DistributionObjective,
+        field="stationary velocity",
+        inverse=_FLOW_BACK,
+        integrator="squaring",
         source="Dalca et al. 2019 (Medical Image Analysis 57)",
     ),
     "cyclemorph": Method(
-        "CycleMorph", lambda config: CycleMorph(config.dim),
-        losses={dim: dict(lncc=Sourced(1.0, source), diffusion=Sourced(1.0, source), cycle=Sourced(0.1, source), identity=Sourced(0.5, source))
-                for dim, source in ((2, _NO_FACES), (3, "Kim et al. 2021, their 3D script"))},
-        objective=CycleObjective, source="Kim et al. 2021 (Medical Image Analysis 71)",
+        "CycleMorph",
+        lambda config: CycleMorph(config.dim),
+        losses={
+            dim: dict(
+                lncc=Sourced(1.0, source),
+                diffusion=Sourced(1.0, source),
+                cycle=Sourced(0.1, source),
+                identity=Sourced(0.5, source),
+            )
+            for dim, source in ((2, _NO_FACES), (3, "Kim et al. 2021, their 3D script"))
+        },
+        objective=CycleObjective,
+        source="Kim et al. 2021 (Medical Image Analysis 71)",
     ),
     "convexadam": Method(
-        "ConvexAdam, MIND", solve=convexadam.solve, dims=(3,), source="Siebert et al. 2021 (Learn2Reg)",
-        constants={3: _settings(convexadam.SETTINGS, {item: "default of convexAdam 0.2.0" for item in convexadam.PACKAGE_DEFAULTS.items()},
-                                "ours: chosen on validation pairs of the demo brains")},
+        "ConvexAdam, MIND",
+        solve=convexadam.solve,
+        dims=(3,),
+        source="Siebert et al. 2021 (Learn2Reg)",
+        constants={
+            3: _settings(
+                convexadam.SETTINGS,
+                {item: "default of convexAdam 0.2.0" for item in convexadam.PACKAGE_DEFAULTS.items()},
+                "ours: chosen on validation pairs of the demo brains",
+            )
+        },
         code="authors' package convexAdam 0.2.0",
     ),
     "lapirn": Method(
-        "LapIRN", _lapirn, losses=_pyramid(Sourced(4.0, "1 of Mok & Chung 2020, of twice the voxels; their displacement code")),
+        "LapIRN",
+        _lapirn,
+        losses=_pyramid(Sourced(4.0, "1 of Mok & Chung 2020, of twice the voxels; their displacement code")),
         constants=_everywhere(frozen=Sourced(1 / 60, "Mok & Chung 2020: 2,000 of 120,003 iterations")),
-        objective=PyramidObjective, source="Mok & Chung 2020 (MICCAI)",
+        objective=PyramidObjective,
+        source="Mok & Chung 2020 (MICCAI)",
     ),
     "lapirn-diff": Method(
-        "LapIRN, diffeomorphic", _lapirn, losses=_pyramid(Sourced(14.0, "3.5 of Mok & Chung 2020, of twice the voxels; their diffeomorphic code")),
+        "LapIRN, diffeomorphic",
+        _lapirn,
+        losses=_pyramid(
+            Sourced(14.0, "3.5 of Mok & Chung 2020, of twice the voxels; their diffeomorphic code")
+        ),
         constants=_everywhere(frozen=Sourced(1 / 60, "Mok & Chung 2020: 2,000 of 120,003 iterations")),
-        objective=PyramidObjective, field="stationary velocity", inverse=_FLOW_BACK, integrator="squaring",
+        objective=PyramidObjective,
+        field="stationary velocity",
+        inverse=_FLOW_BACK,
+        integrator="squaring",
         source="Mok & Chung 2020 (MICCAI)",
     ),
     "clapirn": Method(
-        "Conditional LapIRN", _lapirn, losses=_pyramid(Sourced(40.0, "10 of Mok & Chung 2021, of twice the voxels; times a code drawn from [0, 1], 0.1 to register")),
+        "Conditional LapIRN",
+        _lapirn,
+        losses=_pyramid(
+            Sourced(
+                40.0,
+                "10 of Mok & Chung 2021, of twice the voxels; times a code drawn from [0, 1], 0.1 to register",
+            )
+        ),
         constants=_everywhere(frozen=Sourced(1 / 40, "Mok & Chung 2021: 3,000 of 120,003 iterations")),
-        objective=PyramidObjective, source="Mok & Chung 2021 (MICCAI), the paper's reference 16",
+        objective=PyramidObjective,
+        source="Mok & Chung 2021 (MICCAI), the paper's reference 16",
     ),
     "lddmm": Method(
-        "LDDMM, pair by pair", solve=lddmm.solve, field="time-varying velocity", inverse=_FLOW_BACK,
-        constants={dim: _settings(lddmm.SETTINGS[dim], {(name, number.value): number.source for name, number in _LDDMM[dim].items()},
-                                  "ours: chosen on validation pairs of the demo data") for dim in (2, 3)},
+        "LDDMM, pair by pair",
+        solve=lddmm.solve,
+        field="time-varying velocity",
+        inverse=_FLOW_BACK,
+        constants={
+            dim: _settings(
+                lddmm.SETTINGS[dim],
+                {(name, number.value): number.source for name, number in _LDDMM[dim].items()},
+                "ours: chosen on validation pairs of the demo data",
+            )
+            for dim in (2, 3)
+        },
         source="Beg et al. 2005 (IJCV 61); the paper's eq. 1",
     ),
-    "tm": Method("TM", _tm, released=True, losses=_NCC, source="Chen et al. 2022 (Medical Image Analysis 82)"),
-    "tm-tvf-lddmm": Method(
-        "TM-TVF_LDDMM", _tm_tvf, released=True,
-        losses={2: {"mse": Sourced(1.0, _EQ1), "lddmm": Sourced(2e3, _OURS)},
-                3: {"mse": Sourced(1.0, _EQ1), "label_mse": Sourced(1.0, _EQ1), "lddmm": Sourced(1e5, _OURS)}},
-        constants=_LDDMM, field="time-varying velocity", inverse=_FLOW_BACK, source=_EQ1,
+    "tm": Method(
+        "TM", _tm, released=True, losses=_NCC, source="Chen et al. 2022 (Medical Image Analysis 82)"
     ),
-    "tm-tvf": Method("TM-TVF", _tm_tvf, released=True, losses=_NCC, field="time-varying velocity", inverse=_FLOW_BACK, source=_EQ3),
+    "tm-tvf-lddmm": Method(
+        "TM-TVF_LDDMM",
+        _tm_tvf,
+        released=True,
+        losses={
+            2: {"mse": Sourced(1.0, _EQ1), "lddmm": Sourced(2e3, _OURS)},
+            3: {"mse": Sourced(1.0, _EQ1), "label_mse": Sourced(1.0, _EQ1), "lddmm": Sourced(1e5, _OURS)},
+        },
+        constants=_LDDMM,
+        field="time-varying velocity",
+        inverse=_FLOW_BACK,
+        source=_EQ1,
+    ),
+    "tm-tvf": Method(
+        "TM-TVF",
+        _tm_tvf,
+        released=True,
+        losses=_NCC,
+        field="time-varying velocity",
+        inverse=_FLOW_BACK,
+        source=_EQ3,
+    ),
     "tm-tvf-released": Method(
-        "TM-TVF, released rule", _tm_tvf, released=True, losses=_NCC, field="time-varying velocity", inverse="none: a sum of -v is called so",
-        integrator="released", source="Chen, Frey & Du 2022, as their code integrates",
+        "TM-TVF, released rule",
+        _tm_tvf,
+        released=True,
+        losses=_NCC,
+        field="time-varying velocity",
+        inverse="none: a sum of -v is called so",
+        integrator="released",
+        source="Chen, Frey & Du 2022, as their code integrates",
     ),
     "vm-tvf": Method(
-        "VM-TVF", _vm_tvf, released=True, losses=_NCC, field="time-varying velocity", inverse=_FLOW_BACK,
+        "VM-TVF",
+        _vm_tvf,
+        released=True,
+        losses=_NCC,
+        field="time-varying velocity",
+        inverse=_FLOW_BACK,
         source="our head on the U-Net of Balakrishnan et al. 2019",
     ),
 }

@@ -9,10 +9,10 @@ from torch import nn
 
 from .checks import check_pair, one_of
 from .integrate import check_integration, flow
+from .losses.objectives import TERMS, VELOCITY_TERMS, Objective
 from .methods import METHODS, NetworkConfig
-from .objectives import TERMS, VELOCITY_TERMS, Objective
+from .networks.layers import RELEASED, STANDARD
 from .registration import Registration
-from .transmorph import RELEASED, STANDARD
 
 
 class Model:
@@ -25,7 +25,9 @@ class Model:
             self.title += " (released rules)"
         self.network = network if network is not None or entry.build is None else entry.build(config)
 
-    def register(self, moving: torch.Tensor, fixed: torch.Tensor, integrator: str = "", substeps: int = 1) -> Registration:
+    def register(
+        self, moving: torch.Tensor, fixed: torch.Tensor, integrator: str = "", substeps: int = 1
+    ) -> Registration:
         """Align ``moving`` to ``fixed``, both ``(B, 1, *S)`` float in [0, 1].
 
         A network with a velocity gives the flow of it on the image grid; ``integrator`` (default the one of
@@ -34,11 +36,15 @@ class Model:
         check_pair(moving, fixed, self.config.dim)
         entry = METHODS[self.config.method]
         if (integrator or substeps != 1) and not (entry.has_velocity and entry.build):
-            raise ValueError(f"{self.title} predicts no velocity: it has no integrator and no sub-steps to choose")
+            raise ValueError(
+                f"{self.title} predicts no velocity: it has no integrator and no sub-steps to choose"
+            )
         integrator = integrator or self.config.integrator
         check_integration(integrator, substeps)
         if entry.build and integrator == "squaring" and entry.field != "stationary velocity":
-            raise ValueError(f"squaring is for a velocity that does not change in time; that of {self.title} does")
+            raise ValueError(
+                f"squaring is for a velocity that does not change in time; that of {self.title} does"
+            )
         if self.network is None:
             return entry.solve(moving, fixed)
         self.network.eval()
@@ -48,12 +54,16 @@ class Model:
             convention = self.network.convention
             if velocity is None:
                 if integrator != self.config.integrator or substeps != 1:
-                    raise ValueError(f"{self.title} gives no velocity: it has no integrator and no sub-steps to choose")
+                    raise ValueError(
+                        f"{self.title} gives no velocity: it has no integrator and no sub-steps to choose"
+                    )
                 return Registration(displacement, convention.warp(moving, displacement))
             displacement = flow(velocity, integrator, substeps, shape=moving.shape[2:])
             if integrator != self.config.integrator and "released" in (integrator, self.config.integrator):
                 convention = RELEASED if integrator == "released" else STANDARD
-            return Registration(displacement, convention.warp(moving, displacement), velocity, integrator, substeps)
+            return Registration(
+                displacement, convention.warp(moving, displacement), velocity, integrator, substeps
+            )
 
 
 def check_losses(method: str, weights: dict[str, float] | None) -> None:
@@ -73,9 +83,14 @@ def check_losses(method: str, weights: dict[str, float] | None) -> None:
             raise ValueError(f"losses: {term} needs a velocity, and {method} predicts none")
 
 
-def objective(config: NetworkConfig, network: nn.Module, classes: int = 0, weights: dict[str, float] | None = None,
-              constants: dict[str, float] | None = None) -> Objective:
-    """What trains a network: its method's loss, or the :func:`tvf_core.objectives.standard_terms` in ``weights``.
+def objective(
+    config: NetworkConfig,
+    network: nn.Module,
+    classes: int = 0,
+    weights: dict[str, float] | None = None,
+    constants: dict[str, float] | None = None,
+) -> Objective:
+    """What trains a network: its method's loss, or the :func:`tvf_core.losses.objectives.standard_terms` in ``weights``.
 
     Parameters
     ----------

@@ -11,8 +11,8 @@ from pathlib import Path
 import pooch
 
 ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ROOT / "book" / "weights"      # shipped weights
-RESULTS = ROOT / "book" / "results"      # shipped results, one JSON per data set and method
+WEIGHTS = ROOT / "book" / "weights"  # shipped weights
+RESULTS = ROOT / "book" / "results"  # shipped results, one JSON per data set and method
 
 
 def runs() -> Path:

@@ -70,13 +70,23 @@ class Registration:
         flows = self.velocity is not None and self.integrator != "released"
         if kind == "points" and self.integrator in STEPS and flows:
             check_points(what, self.displacement)
-            moved = transport(self.velocity, what.movedim(1, -1), self.integrator, self.substeps,
-                              *((1, 0) if to_fixed else (0, 1)), self.displacement.shape[2:])
+            moved = transport(
+                self.velocity,
+                what.movedim(1, -1),
+                self.integrator,
+                self.substeps,
+                *((1, 0) if to_fixed else (0, 1)),
+                self.displacement.shape[2:],
+            )
             return moved.movedim(-1, 1)
         if (kind == "points") == to_fixed:
             u = self.inverse() if flows else fields.invert(self.displacement)
         else:
             u = self.displacement
         if kind == "image" and not what.is_floating_point():
-            raise TypeError(f"image: expected floating-point intensities, got {what.dtype}; for label maps say kind='labels'")
-        return {"image": fields.warp, "labels": fields.warp_labels, "points": fields.transform_points}[kind](what, u)
+            raise TypeError(
+                f"image: expected floating-point intensities, got {what.dtype}; for label maps say kind='labels'"
+            )
+        return {"image": fields.warp, "labels": fields.warp_labels, "points": fields.transform_points}[kind](
+            what, u
+        )

@@ -28,7 +28,9 @@ def sampled(displacement: torch.Tensor) -> torch.Tensor:
     shape = displacement.shape[2:]
     grid = fields.identity_grid(shape, displacement.device, fields.at_least_float32(displacement))
     size = grid.new_tensor(shape).view(1, -1, *[1] * len(shape))
-    span = (size - 1).clamp_min(1)  # an axis of one voxel has no span; the released code divides by zero there
+    span = (size - 1).clamp_min(
+        1
+    )  # an axis of one voxel has no span; the released code divides by zero there
     return displacement * size / span + grid / span - 0.5
 
 

@@ -8,7 +8,9 @@
 import re
 
 PROTECTED = re.compile(r"(``.+?``|`[^`]+`_*)")
-LONE_STAR = re.compile(r"(?<![\\*\w])\*(?=\w)(?![^*]*[^\s*]\*(?![\w*]))")  # not followed by a star that closes
+LONE_STAR = re.compile(
+    r"(?<![\\*\w])\*(?=\w)(?![^*]*[^\s*]\*(?![\w*]))"
+)  # not followed by a star that closes
 BAR = re.compile(r"(?<!\\)\|")
 UNDERLINE = re.compile(r"\s*-{3,}\s*$")
 FIELD = re.compile(r"(\s*)(\*{0,2}[\w, ]*\w) : (.+)$")

@@ -23,7 +23,7 @@ class Result(SphinxRole):
     """``data/method [mean] metric [digits]``."""
 
     def run(self):
-        from tvf_core.tables import plus_minus
+        from tvf_core.reporting.tables import plus_minus
 
         name, *words = self.text.split()
         file = f"book/results/{name}.json"
@@ -33,7 +33,10 @@ class Result(SphinxRole):
             if words[:-1] not in ([], ["mean"]):
                 raise KeyError(words[0])
         except (OSError, KeyError, IndexError):
-            return _wrong(self, f"no stored result {self.text!r}; expected 'data/method [mean] metric [digits]', as in book/results")
+            return _wrong(
+                self,
+                f"no stored result {self.text!r}; expected 'data/method [mean] metric [digits]', as in book/results",
+            )
         text = f"{value['mean']:.{digits}f}" if words[0] == "mean" else plus_minus(value, digits)
         return [nodes.reference(self.rawtext, text, refuri=_up(self.env.docname) + file)], []
 
@@ -42,14 +45,18 @@ class Verdict(SphinxRole):
     """``claim data``."""
 
     def run(self):
-        from tvf_core import claims, tables
+        from tvf_core.reporting import claims, tables
 
         name, _, data = self.text.partition(" ")
         [entry] = [e for e in tables.ledger()["claims"] if e["id"] == name] or [None]
         found = [f for f in claims.claim(entry) if f.data == data] if entry else []
         if not found:
             return _wrong(self, f"the ledger has no claim and data {self.text!r}")
-        return [nodes.reference(self.rawtext, found[0].verdict, refuri=f"{_up(self.env.docname)}{LEDGER_PAGE}.html")], []
+        return [
+            nodes.reference(
+                self.rawtext, found[0].verdict, refuri=f"{_up(self.env.docname)}{LEDGER_PAGE}.html"
+            )
+        ], []
 
 
 def _wrong(role: SphinxRole, text: str):
@@ -67,8 +74,12 @@ def copy_files(app, exception):
     if exception is None and app.builder.format == "html":
         for folder in ("results", "weights"):
             source = Path(app.srcdir) / "book" / folder
-            shutil.copytree(source, Path(app.outdir) / "book" / folder, dirs_exist_ok=True,
-                            ignore=shutil.ignore_patterns("*.safetensors", ".*"))
+            shutil.copytree(
+                source,
+                Path(app.outdir) / "book" / folder,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("*.safetensors", ".*"),
+            )
         shutil.copy2(Path(app.srcdir) / "book" / "claims.yml", Path(app.outdir) / "book")
 
 

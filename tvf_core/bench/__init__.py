@@ -19,7 +19,7 @@ from ..card import code_hash, run_card
 from ..checks import one_of
 from ..data import load
 from ..paths import write_json
-from ..profiles import Profile
+from ..training.profiles import Profile
 from . import measure, peers
 from .loading import loading
 from .operations import OPERATIONS as COMPUTATIONS
@@ -33,10 +33,22 @@ OPERATIONS = {**COMPUTATIONS, "loading": loading}
 # What is measured to see how the cost grows: operation, forms, and the settings that differ.
 _CUBES = [dict(shape=(n, n, n)) for n in (32, 48, 64, 96, 128)]
 GROWTH = {
-    "voxels": [("lncc", ("ours",), _CUBES), ("label-dice", ("ours",), _CUBES), ("flow", ("ours",), _CUBES),
-               ("forward", ("ours",), _CUBES)],
-    "labels": [("label-dice", ("ours", "literal, one warp"), [dict(shape=(64, 64, 64), labels=n) for n in (2, 9, 18, 36, 72)])],
-    "time steps": [("forward", ("ours", "literal"), [dict(shape=(64, 64, 64), time_steps=n) for n in (1, 2, 4, 8, 12)])],
+    "voxels": [
+        ("lncc", ("ours",), _CUBES),
+        ("label-dice", ("ours",), _CUBES),
+        ("flow", ("ours",), _CUBES),
+        ("forward", ("ours",), _CUBES),
+    ],
+    "labels": [
+        (
+            "label-dice",
+            ("ours", "literal, one warp"),
+            [dict(shape=(64, 64, 64), labels=n) for n in (2, 9, 18, 36, 72)],
+        )
+    ],
+    "time steps": [
+        ("forward", ("ours", "literal"), [dict(shape=(64, 64, 64), time_steps=n) for n in (1, 2, 4, 8, 12)])
+    ],
 }
 
 
@@ -53,11 +65,21 @@ def of_profile(profile: Profile) -> tuple[Setting, tuple[int, ...]]:
         data = load(profile.data, "train", profile.image_size or None)
         shape, labels = data.shape, max(data.classes, 2)
     shape = (profile.image_size,) * len(shape) if profile.image_size else shape
-    return Setting(shape, labels, profile.size, profile.time_steps, profile.batch), tuple(dict.fromkeys((profile.time_steps, RELEASED_TIME_STEPS)))
+    return Setting(shape, labels, profile.size, profile.time_steps, profile.batch), tuple(
+        dict.fromkeys((profile.time_steps, RELEASED_TIME_STEPS))
+    )
 
 
-def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, forms: tuple[str, ...] = (),
-        with_growth: bool = False, out: Path | None = None, progress: bool = True, time_steps: tuple[int, ...] = ()) -> dict:
+def run(
+    operations: list[str],
+    setting: Setting = Setting(),
+    repeats: int = 5,
+    forms: tuple[str, ...] = (),
+    with_growth: bool = False,
+    out: Path | None = None,
+    progress: bool = True,
+    time_steps: tuple[int, ...] = (),
+) -> dict:
     """Measure operations and give, and write, rows of ``{op, variant, seconds, peak_mb, max_rel_diff, ...}``.
 
     Parameters
@@ -94,7 +116,13 @@ def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, f
     result = {"device": _device(setting.device), "versions": versions, "rates": machine, "rows": rows}
     if with_growth:
         result["growth"] = growth(setting, repeats, progress)
-    settings = {"operations": operations, **asdict(setting), "repeats": repeats, "forms": forms, "with_growth": with_growth}
+    settings = {
+        "operations": operations,
+        **asdict(setting),
+        "repeats": repeats,
+        "forms": forms,
+        "with_growth": with_growth,
+    }
     settings |= {"time_steps": list(time_steps)} if time_steps else {}
     result["card"] = run_card(settings, time.time() - start, setting.device, CODE)
     result = json.loads(json.dumps(result))  # as it will be read: tuples are lists
@@ -103,8 +131,15 @@ def run(operations: list[str], setting: Setting = Setting(), repeats: int = 5, f
     return result
 
 
-def compare(name: str, setting: Setting, repeats: int = 5, forms: tuple[str, ...] = (), machine: dict | None = None,
-            progress: bool = True, exact: bool = True) -> list[dict]:
+def compare(
+    name: str,
+    setting: Setting,
+    repeats: int = 5,
+    forms: tuple[str, ...] = (),
+    machine: dict | None = None,
+    progress: bool = True,
+    exact: bool = True,
+) -> list[dict]:
     """Rows of one operation: one for each of its forms, or of those asked for.
 
     ``exact=False`` compares no results. Without the form ``literal`` there is nothing to compare with, and without
@@ -126,9 +161,19 @@ def compare(name: str, setting: Setting, repeats: int = 5, forms: tuple[str, ...
     fitting = {form: work for form, work in chosen.items() if setting.device == "cpu" or _if_it_fits(work)}
     seconds = measure.seconds(fitting, repeats, setting.device, progress, name)
     peaks = {form: measure.peak_bytes(work, setting.device) / 2**20 for form, work in fitting.items()}
-    return [{"op": name, "variant": form, "seconds": seconds.get(form), "peak_mb": peaks.get(form),
-             "max_rel_diff": differences[form], "floor_seconds": None if "16" in form else floor,
-             "shape": list(setting.shape), "time_steps": setting.time_steps} for form in chosen]
+    return [
+        {
+            "op": name,
+            "variant": form,
+            "seconds": seconds.get(form),
+            "peak_mb": peaks.get(form),
+            "max_rel_diff": differences[form],
+            "floor_seconds": None if "16" in form else floor,
+            "shape": list(setting.shape),
+            "time_steps": setting.time_steps,
+        }
+        for form in chosen
+    ]
 
 
 def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[dict]:
@@ -138,9 +183,16 @@ def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[di
         for name, forms, changes in cases:
             for change in changes:
                 here = replace(setting, **change)
-                value = {"voxels": torch.Size(here.shape).numel(), "labels": here.labels, "time steps": here.time_steps}[along]
+                value = {
+                    "voxels": torch.Size(here.shape).numel(),
+                    "labels": here.labels,
+                    "time steps": here.time_steps,
+                }[along]
                 for row in compare(name, here, repeats, forms, progress=progress, exact=False):
-                    rows.append({"along": along, "value": value} | {k: row[k] for k in ("op", "variant", "seconds", "peak_mb")})
+                    rows.append(
+                        {"along": along, "value": value}
+                        | {k: row[k] for k in ("op", "variant", "seconds", "peak_mb")}
+                    )
     return rows
 
 

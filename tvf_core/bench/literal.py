@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import fields, released
-from ..swin import WindowAttention, from_windows, to_windows
-from ..transmorph import InstanceNorm
-from ..tvf import TimeVaryingVelocity
+from ..networks.layers import InstanceNorm
+from ..networks.swin import WindowAttention, from_windows, to_windows
+from ..networks.time_varying import TimeVaryingVelocity
 
 
 def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -> torch.Tensor:
@@ -25,7 +25,9 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
     rank = a.dim() - 2
     kernel = torch.ones(1, 1, *[window] * rank, dtype=a.dtype, device=a.device)
     convolve = F.conv2d if rank == 2 else F.conv3d
-    sum_a, sum_b, sum_aa, sum_bb, sum_ab = (convolve(x, kernel, padding=window // 2) for x in (a, b, a * a, b * b, a * b))
+    sum_a, sum_b, sum_aa, sum_bb, sum_ab = (
+        convolve(x, kernel, padding=window // 2) for x in (a, b, a * a, b * b, a * b)
+    )
     n = window**rank
     mean_a, mean_b = sum_a / n, sum_b / n
     cross = sum_ab - mean_b * sum_a - mean_a * sum_b + mean_a * mean_b * n
@@ -36,11 +38,16 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
 
 def soft_dice(moving_labels, displacement, fixed_labels, classes: int, at_once: bool = False) -> torch.Tensor:
     """Soft Dice of one-hot maps: each label warped by itself, as released, or all as the channels of one warp."""
-    moving, fixed = (F.one_hot(x[:, 0].long(), classes).movedim(-1, 1).contiguous() for x in (moving_labels, fixed_labels))
+    moving, fixed = (
+        F.one_hot(x[:, 0].long(), classes).movedim(-1, 1).contiguous() for x in (moving_labels, fixed_labels)
+    )
     if at_once:
         warped = fields.warp(moving.to(displacement.dtype), displacement)
     else:
-        warped = torch.cat([fields.warp(moving[:, k : k + 1].to(displacement.dtype), displacement) for k in range(classes)], dim=1)
+        warped = torch.cat(
+            [fields.warp(moving[:, k : k + 1].to(displacement.dtype), displacement) for k in range(classes)],
+            dim=1,
+        )
     axes = tuple(range(2, warped.dim()))
     overlap = (warped * fixed).sum(axes)
     return 1 - (2 * overlap / ((warped * warped).sum(axes) + (fixed * fixed).sum(axes) + 1e-5)).mean()
@@ -106,7 +113,9 @@ class Velocity(TimeVaryingVelocity):
             elif self.method == "euler":
                 u = u + fields.warp(v, u, padding="border") / self.steps
             else:
-                raise ValueError(f"the literal decoder takes Euler steps or the released ones, not {self.method}")
+                raise ValueError(
+                    f"the literal decoder takes Euler steps or the released ones, not {self.method}"
+                )
             velocities.append(v)
         return self.convention.double(u, moving.shape[2:]), torch.stack(velocities, dim=1)
 
@@ -115,7 +124,11 @@ def network(fast: nn.Module) -> nn.Module:
     """A copy of a network, with its weights, that computes everything literally."""
     slow = copy.deepcopy(fast)
     for module in slow.modules():
-        for ours, theirs in ((WindowAttention, Attention), (InstanceNorm, Norm), (TimeVaryingVelocity, Velocity)):
+        for ours, theirs in (
+            (WindowAttention, Attention),
+            (InstanceNorm, Norm),
+            (TimeVaryingVelocity, Velocity),
+        ):
             if type(module) is ours:
                 module.__class__ = theirs
     return slow

@@ -25,7 +25,9 @@ def loading(s: Setting) -> Operation:
         for k, array in enumerate(arrays):
             stored = array / np.float32(255) if name == "images" else array
             nib.save(nib.Nifti1Image(stored, np.eye(4)), place / f"{name}{k}.nii.gz")
-    opened = [np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("images", "labels")]
+    opened = [
+        np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("images", "labels")
+    ]
     part = PairData("bench", "train", opened[0], [(0, 1)], ["0", "1"], opened[1], {s.labels - 1: "last"})
 
     def ours():
@@ -34,7 +36,12 @@ def loading(s: Setting) -> Operation:
 
     def literal():
         folder.name  # keeps the files for as long as they may be read
-        read = lambda name: torch.from_numpy(np.asarray(nib.load(place / f"{name}.nii.gz").dataobj))[None, None]  # noqa: E731
-        return [*(read(f"images{k}").float().to(s.device) for k in (0, 1)), *(read(f"labels{k}").long().to(s.device) for k in (0, 1))]
+        read = lambda name: torch.from_numpy(np.asarray(nib.load(place / f"{name}.nii.gz").dataobj))[
+            None, None
+        ]  # noqa: E731
+        return [
+            *(read(f"images{k}").float().to(s.device) for k in (0, 1)),
+            *(read(f"labels{k}").long().to(s.device) for k in (0, 1)),
+        ]
 
     return Operation({"ours": ours, "literal": literal}, moved=2.0 * (4 + 8) * images[0].size)

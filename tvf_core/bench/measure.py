@@ -15,7 +15,9 @@ import torch
 from tqdm import tqdm
 
 
-def seconds(runs: dict[str, Callable], repeats: int, device: str, progress: bool = True, what: str = "") -> dict[str, float]:
+def seconds(
+    runs: dict[str, Callable], repeats: int, device: str, progress: bool = True, what: str = ""
+) -> dict[str, float]:
     """Median time of each: all once to warm up, then in turn, so that a slow moment of the machine hits all alike.
 
     With ``repeats=0`` the first run is the one that counts.
@@ -46,7 +48,12 @@ def peak_bytes(run: Callable, device: str) -> int:
         run()
         _wait(device)
         return torch.cuda.max_memory_allocated() - before
-    with _quiet(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with (
+        _quiet(),
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile,
+    ):
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
@@ -79,8 +86,13 @@ def rates(device: str) -> dict[str, float]:
     source = torch.rand(32 * 2**20, device=device)
     target = torch.empty_like(source)
     a = torch.rand(4096, 4096, device=device)
-    times = seconds({"copy": lambda: target.copy_(source), "product": lambda: a @ a}, 5, device, progress=False)
-    return {"bytes_per_second": 2 * source.nbytes / times["copy"], "flops_per_second": 2 * 4096**3 / times["product"]}
+    times = seconds(
+        {"copy": lambda: target.copy_(source), "product": lambda: a @ a}, 5, device, progress=False
+    )
+    return {
+        "bytes_per_second": 2 * source.nbytes / times["copy"],
+        "flops_per_second": 2 * 4096**3 / times["product"],
+    }
 
 
 def largest_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

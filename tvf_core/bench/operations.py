@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import fields, integrate, losses
 from ..checks import one_of
+from ..losses.objectives import standard_terms
 from ..methods import METHODS, SIZES, NetworkConfig, swin_config
 from ..model import Model
-from ..objectives import standard_terms
-from ..swin import WindowAttention, recompute_activations
+from ..networks.swin import WindowAttention, recompute_activations
 from . import literal, peers
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,6 +92,7 @@ def lncc(s: Setting) -> Operation:
         def run():
             value = loss(a, b)
             return [value.detach(), *_gradients(value, [a])]
+
         return run
 
     forms = {"ours": losses.lncc, "literal": literal.lncc, **peers.lncc(len(s.shape), s.device)}
@@ -108,13 +109,21 @@ def label_dice(s: Setting) -> Operation:
         def run():
             value = loss(moving, u, fixed, s.labels)
             return [value.detach(), *_gradients(value, [u])]
+
         return run
 
-    forms = {"ours": losses.soft_dice, "literal": literal.soft_dice,
-             "literal, one warp": lambda *args: literal.soft_dice(*args, at_once=True), **peers.soft_dice()}
+    forms = {
+        "ours": losses.soft_dice,
+        "literal": literal.soft_dice,
+        "literal, one warp": lambda *args: literal.soft_dice(*args, at_once=True),
+        **peers.soft_dice(),
+    }
     reference = form(lambda moving, u, *rest: literal.soft_dice(moving, u.double(), *rest))
-    return Operation({name: form(loss) for name, loss in forms.items()}, reference,
-                     moved=2 * u.nbytes + moving.nbytes + fixed.nbytes)
+    return Operation(
+        {name: form(loss) for name, loss in forms.items()},
+        reference,
+        moved=2 * u.nbytes + moving.nbytes + fixed.nbytes,
+    )
 
 
 def attention(s: Setting) -> Operation:
@@ -129,8 +138,11 @@ def attention(s: Setting) -> Operation:
     tokens = [-(-n // 4) for n in s.shape]
     padded = [n + -n % w for n, w in zip(tokens, config.window)]
     x = torch.randn(s.batch, *padded, config.embed, device=s.device, requires_grad=True)
-    forms = {"ours": _with_gradients(ours, x), "literal": _with_gradients(slow, x),
-             **{name: _with_gradients(layer, x) for name, layer in peers.attention(ours).items()}}
+    forms = {
+        "ours": _with_gradients(ours, x),
+        "literal": _with_gradients(slow, x),
+        **{name: _with_gradients(layer, x) for name, layer in peers.attention(ours).items()},
+    }
     return Operation(forms, arithmetic=forms["ours"])
 
 
@@ -145,6 +157,7 @@ def decoder(s: Setting) -> Operation:
             u, _ = network.decode(features, *images)
             weights = [p for part in (network.cs, network.up3s, network.reg_heads) for p in part.parameters()]
             return [u.detach(), *_gradients(u.square().mean(), [features, *weights])]
+
         return run
 
     forms = {"ours": form(ours), "literal": form(slow)}
@@ -161,11 +174,15 @@ def flow(s: Setting) -> Operation:
         def run():
             u = integrator(v)
             return [u.detach(), *_gradients(u.square().mean(), [v])]
+
         return run
 
     forms = {"ours": lambda x: integrate.flow(x, "euler"), "literal": literal.flow}
-    return Operation({name: form(f) for name, f in forms.items()}, form(lambda v: literal.flow(v.double())),
-                     moved=2 * v.nbytes + v[:, 0].nbytes)
+    return Operation(
+        {name: form(f) for name, f in forms.items()},
+        form(lambda v: literal.flow(v.double())),
+        moved=2 * v.nbytes + v[:, 0].nbytes,
+    )
 
 
 def forward(s: Setting) -> Operation:
@@ -177,14 +194,21 @@ def forward(s: Setting) -> Operation:
             network.eval()
             with torch.no_grad(), _autocast(s, precision):
                 return list(network(*images))
+
         return run
 
     last = copy.deepcopy(ours)
     for module in last.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            module.to(memory_format=torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d)
-    forms = {"ours": form(ours), "literal": form(slow), f"ours, {_half(s)}": form(ours, _half(s)),
-             "ours, channels-last weights": form(last)}
+            module.to(
+                memory_format=torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+            )
+    forms = {
+        "ours": form(ours),
+        "literal": form(slow),
+        f"ours, {_half(s)}": form(ours, _half(s)),
+        "ours, channels-last weights": form(last),
+    }
     if s.compiled:
         forms["ours, compiled"] = form(torch.compile(ours, dynamic=False))
     return Operation(forms, arithmetic=forms["ours"])
@@ -197,18 +221,31 @@ def train_step(s: Setting) -> Operation:
     """
     ours, slow, images = _networks(s)
     maps = regions(s)
-    pairs = [dict(moving=images[i], fixed=images[1 - i], moving_labels=maps[i], fixed_labels=maps[1 - i]) for i in (0, 1)]
+    pairs = [
+        dict(moving=images[i], fixed=images[1 - i], moving_labels=maps[i], fixed_labels=maps[1 - i])
+        for i in (0, 1)
+    ]
 
     def slow_loss(batch, u):
         warped = fields.warp(batch["moving"], u)
-        dice = literal.soft_dice(batch["moving_labels"], u, batch["fixed_labels"], s.labels) if u.shape[1] == 3 else 0
+        dice = (
+            literal.soft_dice(batch["moving_labels"], u, batch["fixed_labels"], s.labels)
+            if u.shape[1] == 3
+            else 0
+        )
         return literal.lncc(warped, batch["fixed"]) + dice + losses.diffusion(u)
 
     def our_loss(batch, u):
-        return sum(standard_terms(METHODS["tm-tvf"].weights(u.shape[1]), {}, batch, u, None, s.labels if u.shape[1] == 3 else 0).values())
+        return sum(
+            standard_terms(
+                METHODS["tm-tvf"].weights(u.shape[1]), {}, batch, u, None, s.labels if u.shape[1] == 3 else 0
+            ).values()
+        )
 
     def form(network, loss_of, precision=None, recompute=False):
-        optimizer = torch.optim.Adam(network.parameters(), lr=0.0, amsgrad=True)  # 0: every run starts from the same weights
+        optimizer = torch.optim.Adam(
+            network.parameters(), lr=0.0, amsgrad=True
+        )  # 0: every run starts from the same weights
         scaler = torch.amp.GradScaler(s.device, enabled=precision == "fp16")
 
         def run():
@@ -225,23 +262,38 @@ def train_step(s: Setting) -> Operation:
                 scaler.unscale_(optimizer)
                 results += [loss.detach(), u.detach()]
                 if len(results) == 2:
-                    results += [network.reg_heads[0][0].weight.grad.clone(), network.backbone.up2.conv1[0].weight.grad.clone()]
+                    results += [
+                        network.reg_heads[0][0].weight.grad.clone(),
+                        network.backbone.up2.conv1[0].weight.grad.clone(),
+                    ]
                 scaler.step(optimizer)
                 scaler.update()
             optimizer.zero_grad()
             recompute_activations(network, False)
             return results
+
         return run
 
-    forms = {"ours": form(ours, our_loss), "literal": form(slow, slow_loss), "ours, recomputing": form(ours, our_loss, recompute=True)}
+    forms = {
+        "ours": form(ours, our_loss),
+        "literal": form(slow, slow_loss),
+        "ours, recomputing": form(ours, our_loss, recompute=True),
+    }
     half = _half(s)
     forms[f"ours, {half}"] = form(ours, our_loss, half)
     forms[f"ours, {half}, recomputing"] = form(ours, our_loss, half, recompute=True)
     return Operation(forms, arithmetic=forms["ours"])
 
 
-OPERATIONS = {"lncc": lncc, "label-dice": label_dice, "attention": attention, "decoder": decoder, "flow": flow,
-              "forward": forward, "train-step": train_step}
+OPERATIONS = {
+    "lncc": lncc,
+    "label-dice": label_dice,
+    "attention": attention,
+    "decoder": decoder,
+    "flow": flow,
+    "forward": forward,
+    "train-step": train_step,
+}
 
 
 def regions(s: Setting) -> list[torch.Tensor]:
@@ -257,7 +309,9 @@ def regions(s: Setting) -> list[torch.Tensor]:
         nearest = spatial.cKDTree(moved).query(voxels[inside], workers=-1)[1]
         labels = np.zeros(s.shape, np.uint8 if s.labels < 256 else np.int32)
         labels[inside] = 1 + nearest
-        maps.append(torch.from_numpy(labels)[None, None].expand(s.batch, 1, *s.shape).contiguous().to(s.device))
+        maps.append(
+            torch.from_numpy(labels)[None, None].expand(s.batch, 1, *s.shape).contiguous().to(s.device)
+        )
     return maps
 
 
@@ -268,7 +322,9 @@ def painted(s: Setting) -> list[torch.Tensor]:
     values[0] = 0
     images = []
     for labels in regions(s):
-        image = ndimage.gaussian_filter(values[labels[0, 0].cpu().numpy()], 1.0) + rng.normal(0, 0.02, s.shape)
+        image = ndimage.gaussian_filter(values[labels[0, 0].cpu().numpy()], 1.0) + rng.normal(
+            0, 0.02, s.shape
+        )
         image = torch.from_numpy(image.clip(0, 1).astype(np.float32))[None, None]
         images.append(image.repeat(s.batch, 1, *[1] * len(s.shape)).to(s.device))
     return images
@@ -276,7 +332,11 @@ def painted(s: Setting) -> list[torch.Tensor]:
 
 def _displacement(s: Setting) -> torch.Tensor:
     """A smooth displacement of a few voxels."""
-    coarse = np.random.default_rng(s.seed).normal(0, 3, (s.batch, len(s.shape), *[6] * len(s.shape))).astype(np.float32)
+    coarse = (
+        np.random.default_rng(s.seed)
+        .normal(0, 3, (s.batch, len(s.shape), *[6] * len(s.shape)))
+        .astype(np.float32)
+    )
     return fields.resize(torch.from_numpy(coarse), s.shape).mul_(6 / max(s.shape)).contiguous().to(s.device)
 
 
@@ -294,6 +354,7 @@ def _with_gradients(layer: nn.Module, x: torch.Tensor) -> Callable:
     def run():
         y = layer(x)
         return [y.detach(), *_gradients(y.square().mean(), [x, *layer.parameters()])]
+
     return run
 
 

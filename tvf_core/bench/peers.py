@@ -13,7 +13,7 @@ import warnings
 
 import torch
 
-from ..swin import WindowAttention, from_windows, to_windows
+from ..networks.swin import WindowAttention, from_windows, to_windows
 
 PACKAGES = ("neurite", "monai", "fused-lncc")
 
@@ -39,7 +39,9 @@ def lncc(dim: int, device: str) -> dict:
     if _here("monai"):
         from monai.losses import LocalNormalizedCrossCorrelationLoss
 
-        forms["monai"] = LocalNormalizedCrossCorrelationLoss(spatial_dims=dim, kernel_size=9, smooth_nr=0, smooth_dr=1e-5)
+        forms["monai"] = LocalNormalizedCrossCorrelationLoss(
+            spatial_dims=dim, kernel_size=9, smooth_nr=0, smooth_dr=1e-5
+        )
     if (dim, device) == (3, "cuda") and _here("fused_lncc"):
         from fused_lncc import fused_lncc_loss
 
@@ -58,7 +60,11 @@ def soft_dice() -> dict:
     with warnings.catch_warnings(action="ignore"):  # it says that it uses PyTorch's sampler
         warp = Warp(mode="bilinear", padding_mode="zeros")
     dice = DiceLoss(squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
-    return {"monai": lambda moving, u, fixed, classes: dice(warp(one_hot(moving, classes), u), one_hot(fixed, classes))}
+    return {
+        "monai": lambda moving, u, fixed, classes: dice(
+            warp(one_hot(moving, classes), u), one_hot(fixed, classes)
+        )
+    }
 
 
 def attention(ours: WindowAttention) -> dict:
@@ -72,7 +78,9 @@ def attention(ours: WindowAttention) -> dict:
         def __init__(self):
             super().__init__()
             self.layer = MonaiAttention(ours.proj.in_features, ours.heads, ours.window)
-            self.layer.load_state_dict(ours.state_dict() | {"relative_position_index": self.layer.relative_position_index})
+            self.layer.load_state_dict(
+                ours.state_dict() | {"relative_position_index": self.layer.relative_position_index}
+            )
 
         def parameters(self):  # in the order of ours, so that gradients can be compared
             found = dict(self.layer.named_parameters())
@@ -80,7 +88,9 @@ def attention(ours: WindowAttention) -> dict:
 
         def forward(self, x):
             tokens = to_windows(x, ours.window)
-            mask = compute_mask(list(x.shape[1:-1]), ours.window, tuple(w // 2 for w in ours.window), x.device)
+            mask = compute_mask(
+                list(x.shape[1:-1]), ours.window, tuple(w // 2 for w in ours.window), x.device
+            )
             out = self.layer(tokens.flatten(0, 1), mask)
             return from_windows(out.view_as(tokens), ours.window, x.shape[1:-1])
 

@@ -25,9 +25,18 @@ from skimage.segmentation import watershed
 from ..fields import compose, warp
 from ..integrate import flow
 
-_PARCELS = ("frontal cortex", "parietal and occipital cortex", "temporal cortex", "cerebral white matter",
-            "deep grey matter", "lateral ventricle", "cerebellum")
-LABELS: dict[int, str] = {2 * k + s + 1: f"{'LR'[s]} {name}" for k, name in enumerate(_PARCELS) for s in (0, 1)}
+_PARCELS = (
+    "frontal cortex",
+    "parietal and occipital cortex",
+    "temporal cortex",
+    "cerebral white matter",
+    "deep grey matter",
+    "lateral ventricle",
+    "cerebellum",
+)
+LABELS: dict[int, str] = {
+    2 * k + s + 1: f"{'LR'[s]} {name}" for k, name in enumerate(_PARCELS) for s in (0, 1)
+}
 LABELS[len(LABELS) + 1] = "brainstem"
 
 SHAPE = (52, 64, 56)
@@ -85,8 +94,15 @@ def _parcellate(t1: np.ndarray, gm: np.ndarray, wm: np.ndarray, brain: np.ndarra
     ventricle = csf & (x < 34) & (y > -52) & (y < 36) & (z > -6) & (z < 32)
     ventricle &= ~((x < 3) & (z < 12)) & ~((x < 15) & (y < -26) & (z < 10))  # third ventricle, cistern
 
-    masks = [grey & frontal & ~temporal, grey & ~frontal & ~temporal, grey & temporal, white, deep, ventricle,
-             below & (gm + wm > 0.5)]
+    masks = [
+        grey & frontal & ~temporal,
+        grey & ~frontal & ~temporal,
+        grey & temporal,
+        white,
+        deep,
+        ventricle,
+        below & (gm + wm > 0.5),
+    ]
     labels = np.zeros(SHAPE, np.uint8)
     for k, mask in enumerate(masks):
         labels[mask] = 2 * k + 1
@@ -101,8 +117,12 @@ def _parcellate(t1: np.ndarray, gm: np.ndarray, wm: np.ndarray, brain: np.ndarra
 def _template() -> tuple[np.ndarray, np.ndarray]:
     from nilearn import datasets  # slow to import, needed once
 
-    loaders = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template,
-               datasets.load_mni152_brain_mask)
+    loaders = (
+        datasets.load_mni152_template,
+        datasets.load_mni152_gm_template,
+        datasets.load_mni152_wm_template,
+        datasets.load_mni152_brain_mask,
+    )
     t1, gm, wm, inside = (_resample(load(resolution=1)) for load in loaders)
     brain = _largest(inside > 0.5)
     # The template's tissues lie between 0.35 (fluid) and 0.9 (white matter): stretch them.
@@ -179,7 +199,9 @@ def make_subject(subject: int) -> tuple[np.ndarray, np.ndarray]:
     image = image * (1 + 0.12 * bias / np.abs(bias).max())
     noise = rng.normal(0, 0.02, (2, *SHAPE))
     image = np.hypot(image + noise[0], noise[1])  # Rician, as in magnitude images
-    return np.where(brain, np.clip(image, 0, 1), 0).astype(np.float32), np.where(brain, warped, 0).astype(np.uint8)
+    return np.where(brain, np.clip(image, 0, 1), 0).astype(np.float32), np.where(brain, warped, 0).astype(
+        np.uint8
+    )
 
 
 def make_all(progress: bool = False) -> tuple[np.ndarray, np.ndarray]:

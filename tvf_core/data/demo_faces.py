@@ -53,7 +53,9 @@ def render(subject: int, expression: str, size: int = 256) -> np.ndarray:
     index = EXPRESSIONS.index(expression)
     rng = np.random.default_rng([SEED, subject, 2, index])
     base = ACTIONS[expression]
-    a = Action(**{f.name: getattr(base, f.name) * p.strength * rng.uniform(0.92, 1.08) for f in fields(Action)})
+    a = Action(
+        **{f.name: getattr(base, f.name) * p.strength * rng.uniform(0.92, 1.08) for f in fields(Action)}
+    )
     shift = tuple(rng.uniform(-1.2, 1.2, 2))
     angle = np.deg2rad(rng.uniform(-0.7, 0.7) + a.tilt)
     gain = 1 + rng.uniform(-0.025, 0.025)
@@ -74,4 +76,6 @@ def render_all(size: int, progress: bool = False) -> np.ndarray:
     Returns (67, 8, size, size) uint8, 255 is white; `progress` shows a bar.
     """
     subjects = tqdm(range(N_SUBJECTS), desc="drawing demo faces", disable=not progress)
-    return np.stack([[np.round(render(s, e, size) * 255).astype(np.uint8) for e in EXPRESSIONS] for s in subjects])
+    return np.stack(
+        [[np.round(render(s, e, size) * 255).astype(np.uint8) for e in EXPRESSIONS] for s in subjects]
+    )

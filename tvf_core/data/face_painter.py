@@ -16,7 +16,7 @@ def textures(subject: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     noise = lambda s: (lambda a: a / a.std())(gaussian_filter(rng.standard_normal((256, 256)), s))  # noqa: E731
     y, x = np.mgrid[:256, :256] + 0.5 - np.array([EYE_ROW, 128.0])[:, None, None]
     skin = 1 + 0.012 * noise(0.8) + 0.02 * noise(3) + 0.02 * noise(12)
-    cheeks = np.exp(-((np.abs(x) - 27) / 18) ** 2 - ((y - 24) / 16) ** 2)
+    cheeks = np.exp(-(((np.abs(x) - 27) / 18) ** 2) - ((y - 24) / 16) ** 2)
     skin -= 0.05 * cheeks  # blood in the cheeks
     spots = cheeks + np.exp(-((x / 12) ** 2) - ((y - 22) / 10) ** 2)  # cheeks and nose bridge
     skin -= p.freckles * 0.35 * np.clip(noise(1.1) - 1.7, 0, 1) * spots
@@ -72,7 +72,9 @@ class Face:
         lo = lambda c, h: max(0, int((c - h) * k))  # noqa: E731
         r0, c0 = self.y[n // 2, n // 2], self.x[n // 2, n // 2]
         cy, cx = cy - r0 + 128, cx - c0 + 128
-        return slice(lo(cy, hh + 4), int((cy + hh + 4) * k) + 1), slice(lo(cx, hw + 4), int((cx + hw + 4) * k) + 1)
+        return slice(lo(cy, hh + 4), int((cy + hh + 4) * k) + 1), slice(
+            lo(cx, hw + 4), int((cx + hw + 4) * k) + 1
+        )
 
     def eye(self, m: int) -> None:
         """Socket, lids, eyeball, lashes and brow of one side (m = -1 image left, +1 right)."""
@@ -88,14 +90,20 @@ class Face:
         ends = _edge((1 - np.abs(t)) * p.eye_w, 0.8)
         slit = _edge(y - upper, 0.6) * _edge(lower - y, 0.6) * ends
         # relief: deep inner corner, globe under the lids, pouch below
-        self.z[s] += (-7 * _gauss(x - p.eye_dx + 8, 11) * _gauss(y + 4, 8) - 3 * _gauss(t, 1.0) * _gauss(y + 9, 4)
-                      + 4.5 * _gauss(t, 0.8) * _gauss(y - 0.5, 6.5))
+        self.z[s] += (
+            -7 * _gauss(x - p.eye_dx + 8, 11) * _gauss(y + 4, 8)
+            - 3 * _gauss(t, 1.0) * _gauss(y + 9, 4)
+            + 4.5 * _gauss(t, 0.8) * _gauss(y - 0.5, 6.5)
+        )
         pouch = _gauss(y - lower - 6.5 + 0.5 * a.cheek, 1.6) * c
         crease = _gauss(y - upper + 3.6 - 1.2 * a.lid, 0.9) * _edge((1.08 - np.abs(t)) * p.eye_w, 1.5)
         crow = _gauss(np.sin((y + 0.35 * (x - p.eye_dx)) * 0.9), 0.35)
         crow *= _gauss(x - p.eye_dx - p.eye_w - 8, 3.5) * _gauss(y - 2, 5)
-        self.dark[s] *= (1 - (0.10 + 0.25 * p.age + 0.03 * a.low_lid) * pouch) * (1 - 0.32 * crease) * (
-            1 - (0.05 * p.age + 0.02 * a.cheek) * crow)
+        self.dark[s] *= (
+            (1 - (0.10 + 0.25 * p.age + 0.03 * a.low_lid) * pouch)
+            * (1 - 0.32 * crease)
+            * (1 - (0.05 * p.age + 0.02 * a.cheek) * crow)
+        )
         # eyeball
         iy = -0.2 * p.eye_h + a.gaze
         rad = np.hypot(x - p.eye_dx, y - iy)
@@ -135,10 +143,14 @@ class Face:
             self.z[s] += 6 * _gauss(x - m * (wing - 1.5), 3.6) * _gauss(y - tip + 0.6 * a.nose, 4.6)
             side = np.hypot((x - m * 0.52 * wing) / 3.6, (y - tip - 5.2 + 0.3 * a.nose) / 1.9)
             self.dark[s] *= 1 - 0.72 * expit((1 - side) * 4)
-            rim = _gauss(m * x - wing - 2.6 + 0.05 * (y - tip) ** 2, 1.2) * _gauss(y - tip + 0.5 * a.nose, 4.2)
+            rim = _gauss(m * x - wing - 2.6 + 0.05 * (y - tip) ** 2, 1.2) * _gauss(
+                y - tip + 0.5 * a.nose, 4.2
+            )
             self.dark[s] *= 1 - 0.28 * rim
         self.dark[s] *= 1 - 0.22 * _gauss(x, 0.8 * wing) * _gauss(y - tip - 8.5, 2.4)
-        lines = _gauss(np.sin((y - 0.5 * np.abs(x)) * 0.62), 0.4) * _gauss(np.abs(x) - 6, 4) * _gauss(y - 3, 6)
+        lines = (
+            _gauss(np.sin((y - 0.5 * np.abs(x)) * 0.62), 0.4) * _gauss(np.abs(x) - 6, 4) * _gauss(y - 3, 6)
+        )
         self.dark[s] *= 1 - 0.02 * a.nose * lines
 
     def mouth(self) -> None:
@@ -172,16 +184,22 @@ class Face:
         self.dark[s] *= 1 - (0.10 + 0.03 * abs(a.chin)) * _gauss(y - gap, 2.2) * _gauss(t, 0.55)
         # cavity with teeth: bright near their lips, lost in shadow towards the corners
         hole = _edge(y - seam_up, 0.6) * _edge(seam_low - y, 0.6) * ends * _ramp(a.opening / 3)
-        teeth = np.maximum(_edge(seam_up + a.teeth_up - y) * (a.teeth_up > 0),
-                           0.85 * _edge(y - seam_low + a.teeth_low) * (a.teeth_low > 0))
+        teeth = np.maximum(
+            _edge(seam_up + a.teeth_up - y) * (a.teeth_up > 0),
+            0.85 * _edge(y - seam_low + a.teeth_low) * (a.teeth_low > 0),
+        )
         enamel = (0.86 - 0.5 * np.clip(t * t, 0, 1)) * (0.72 + 0.28 * _ramp((y - seam_up) / 3))
         enamel *= 1 - 0.18 * _gauss(np.sin(x * np.pi / 6.4), 0.16)  # gaps between the teeth
         tongue = 0.07 + 0.16 * _gauss(t, 0.5) * _ramp((y - 0.5 * (seam_up + seam_low)) / 10)
-        self.layers.append((s, hole, tongue + (enamel - tongue) * teeth * _edge((0.86 - np.abs(t)) * half, 1.5)))
+        self.layers.append(
+            (s, hole, tongue + (enamel - tongue) * teeth * _edge((0.86 - np.abs(t)) * half, 1.5))
+        )
         seam = _gauss(y - seam_up, 0.9) * ends * (1 - 0.6 * _ramp(a.opening / 3)) * (0.3 + 0.45 * root)
         self.layers.append((s, np.clip(seam, 0, 1), 0.12))
         for m, k in ((-1, a.corner_l), (1, a.corner_r)):  # fold from nose wing round the mouth corner
-            pit = _gauss(x - m * (half + 0.5), 2.0) * _gauss(y - p.mouth_y + 0.85 * k + 0.5, 2.0 + 0.12 * abs(k))
+            pit = _gauss(x - m * (half + 0.5), 2.0) * _gauss(
+                y - p.mouth_y + 0.85 * k + 0.5, 2.0 + 0.12 * abs(k)
+            )
             self.dark[s] *= 1 - 0.25 * pit
             start = p.nose_len - 4 - 0.7 * a.nose
             q = (y - start) / (p.mouth_y - 0.75 * k - start)
@@ -209,7 +227,9 @@ class Face:
         p = self.p
         zy, zx = np.gradient(self.z, 256 / len(self.z))
         lam = (p.light[2] - zx * p.light[0] - zy * p.light[1]) / np.sqrt(1 + zx * zx + zy * zy)
-        hollow = np.clip((self.z - gaussian_filter(self.z, 7 * len(self.z) / 256, truncate=2.5)) / 18, -0.35, 0.15)
+        hollow = np.clip(
+            (self.z - gaussian_filter(self.z, 7 * len(self.z) / 256, truncate=2.5)) / 18, -0.35, 0.15
+        )
         light = p.ambient + (1 - p.ambient) * (np.clip(lam, 0, None) * 0.9 + 0.1)
         out = p.skin * skin * light * (1 + 0.8 * hollow) * self.dark
         out += 0.15 * np.clip(lam, 0, None) ** 12 * (0.4 + 0.6 * p.skin)  # sheen
@@ -218,7 +238,9 @@ class Face:
         return out
 
 
-def paint(p: Identity, a: Action, subject: int, n: int, shift: tuple[float, float], angle: float) -> np.ndarray:
+def paint(
+    p: Identity, a: Action, subject: int, n: int, shift: tuple[float, float], angle: float
+) -> np.ndarray:
     """Compose backdrop, hair, neck, ears and face on an (n, n) grid."""
     c = ((np.arange(n) + 0.5) * 256 / n).astype(np.float32)
     gx, gy = c[None, :] - 128, c[:, None] - np.float32(EYE_ROW)

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from .pairs import PairData, as_images
 
-
 _AHEAD = 2  # batches that a process keeps ready
 
 
@@ -36,8 +35,14 @@ def default_workers(device, batch_bytes: int = 0) -> int:
     """
     if torch.device(device).type != "cuda" or sys.platform != "linux":
         return 0
-    room = shutil.disk_usage("/dev/shm").free // (2 * _AHEAD * batch_bytes) if batch_bytes and os.path.isdir("/dev/shm") else 4
-    return min(4, max(1, (os.cpu_count() or 1) - 1), room)  # containers often have little: batches too many would end them
+    room = (
+        shutil.disk_usage("/dev/shm").free // (2 * _AHEAD * batch_bytes)
+        if batch_bytes and os.path.isdir("/dev/shm")
+        else 4
+    )
+    return min(
+        4, max(1, (os.cpu_count() or 1) - 1), room
+    )  # containers often have little: batches too many would end them
 
 
 def batches(data: PairData, steps: Iterable[list[tuple[int, int]]], device="cpu", workers: int | None = None):
@@ -59,10 +64,18 @@ def batches(data: PairData, steps: Iterable[list[tuple[int, int]]], device="cpu"
         steps = iter(steps)
         first = next(steps, [])
         steps = itertools.chain([first] if first else [], steps)
-        workers = default_workers(device, 2 * len(first) * math.prod(data.shape) * (1 + (data.labels is not None)))
+        workers = default_workers(
+            device, 2 * len(first) * math.prod(data.shape) * (1 + (data.labels is not None))
+        )
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    loader = DataLoader(_Pairs(data), batch_sampler=steps, num_workers=workers, pin_memory=device.type == "cuda",
-                        prefetch_factor=_AHEAD if workers else None, generator=torch.Generator())
+    loader = DataLoader(
+        _Pairs(data),
+        batch_sampler=steps,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=_AHEAD if workers else None,
+        generator=torch.Generator(),
+    )
     for batch in loader:
         yield as_images({key: value.to(device, non_blocking=True) for key, value in batch.items()})

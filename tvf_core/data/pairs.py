@@ -108,7 +108,9 @@ class PairData:
         volume = volume.flip([lead + axis for axis in range(3) if turns[axis, 1] < 0])
         volume = volume.permute(*range(lead), *(lead + axis for axis in source))
         if vectors:
-            volume = torch.stack([turns[axis, 1] * volume.select(lead - 1, axis) for axis in source], lead - 1)
+            volume = torch.stack(
+                [turns[axis, 1] * volume.select(lead - 1, axis) for axis in source], lead - 1
+            )
         return volume
 
     def batch(self, ks) -> dict[str, torch.Tensor]:
@@ -130,7 +132,9 @@ class PairData:
 
 def as_images(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Stored bytes as images, float in [0, 1], and labels, long."""
-    return {key: value.long() if key.endswith("labels") else value.float() / 255 for key, value in stored.items()}
+    return {
+        key: value.long() if key.endswith("labels") else value.float() / 255 for key, value in stored.items()
+    }
 
 
 def load(name: str, split: str, size: int | None = None, progress: bool = False) -> PairData:
@@ -151,12 +155,16 @@ def load(name: str, split: str, size: int | None = None, progress: bool = False)
 def _demo_faces(split: str, size: int | None, progress: bool) -> PairData:
     """53/7/7 subjects; every ordered pair of different expressions of one subject (the paper's protocol)."""
     size = size or 128
-    images = _cached(f"demo_faces_{size}", demo_faces.SOURCES,
-                     lambda: {"images": demo_faces.render_all(size, progress)})["images"]
+    images = _cached(
+        f"demo_faces_{size}", demo_faces.SOURCES, lambda: {"images": demo_faces.render_all(size, progress)}
+    )["images"]
     subjects = {"train": range(53), "val": range(53, 60), "test": range(60, 67)}[split]
     expressions = len(demo_faces.EXPRESSIONS)
-    pairs = [(s * expressions + a, s * expressions + b)
-             for s in subjects for a, b in itertools.permutations(range(expressions), 2)]
+    pairs = [
+        (s * expressions + a, s * expressions + b)
+        for s in subjects
+        for a, b in itertools.permutations(range(expressions), 2)
+    ]
     names = [f"s{s:02d}_{e}" for s in range(demo_faces.N_SUBJECTS) for e in demo_faces.EXPRESSIONS]
     return PairData("demo_faces", split, images.reshape(-1, size, size), pairs, names)
 
@@ -177,7 +185,9 @@ def _demo_brains(split: str, size: int | None, progress: bool) -> PairData:
     else:
         pairs = [p for s in subjects[:-1] for p in ((s, s + 1), (s + 1, s))]
     names = [f"b{s:02d}" for s in range(demo_brains.N_SUBJECTS)]
-    return PairData("demo_brains", split, arrays["images"], pairs, names, arrays["labels"], demo_brains.LABELS)
+    return PairData(
+        "demo_brains", split, arrays["images"], pairs, names, arrays["labels"], demo_brains.LABELS
+    )
 
 
 def _cached(name: str, sources: list[str], make) -> dict[str, np.ndarray]:
@@ -197,7 +207,9 @@ def _prepared(name: str, folder: str, command: str):
     def load(split: str, size: int | None, progress: bool) -> PairData:
         place = data_root() / folder
         if prepared.about(place) is None:
-            raise FileNotFoundError(f"{name} is not in {place}; get it with: python -m data_download {command}")
+            raise FileNotFoundError(
+                f"{name} is not in {place}; get it with: python -m data_download {command}"
+            )
         data = PairData(name, split, **prepared.read(place, split))
         if size not in (None, *data.shape):
             raise ValueError(f"{name}: comes in one size, {data.shape}; got size={size}")

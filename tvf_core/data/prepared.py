@@ -35,20 +35,29 @@ def about(folder: Path) -> dict | None:
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except ValueError:
-        raise ValueError(f"{file} is damaged; delete {folder} and prepare it again with python -m data_download") from None
+        raise ValueError(
+            f"{file} is damaged; delete {folder} and prepare it again with python -m data_download"
+        ) from None
 
 
 def fingerprint(known: dict) -> str:
     """Hash of the images, labels and pairs that ``dataset.json`` names: the same for the same content, however it was made."""
-    content = [digest for name, digest in sorted(known["sha256"].items()) if "/" not in name and name.endswith((".npy", ".csv"))]
+    content = [
+        digest
+        for name, digest in sorted(known["sha256"].items())
+        if "/" not in name and name.endswith((".npy", ".csv"))
+    ]
     return hashlib.sha256("".join(content).encode()).hexdigest()[:16]
 
 
 def damaged(folder: Path) -> list[str]:
     """Names of the files of a prepared data set that are missing or not as they were written."""
     known = about(folder)["sha256"]
-    return [name for name, digest in known.items()
-            if not (Path(folder) / name).is_file() or sha256(Path(folder) / name) != digest]
+    return [
+        name
+        for name, digest in known.items()
+        if not (Path(folder) / name).is_file() or sha256(Path(folder) / name) != digest
+    ]
 
 
 def read(folder: Path, split: str) -> dict:
@@ -65,17 +74,30 @@ def read(folder: Path, split: str) -> dict:
         raise FileNotFoundError(f"{known['name']}: no pairs for the split {split!r}; here: {here}")
     try:
         images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / LABELS, mmap_mode="r", allow_pickle=False) if (folder / LABELS).is_file() else None
+        labels = (
+            np.load(folder / LABELS, mmap_mode="r", allow_pickle=False)
+            if (folder / LABELS).is_file()
+            else None
+        )
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{folder} is damaged ({error}); prepare it again: python -m data_download {known['command']}") from None
+        raise ValueError(
+            f"{folder} is damaged ({error}); prepare it again: python -m data_download {known['command']}"
+        ) from None
     number = {name: k for k, name in enumerate(known["names"])}
     with open(listing, newline="", encoding="utf-8") as file:
         pairs = [(number[row["moving"]], number[row["fixed"]]) for row in csv.DictReader(file)]
     if len(images) != len(number) or (labels is not None and labels.shape[1:] != images.shape[1:]):
-        raise ValueError(f"{folder} is damaged (its arrays do not fit {ABOUT}); "
-                         f"prepare it again: python -m data_download {known['command']}")
-    content = {"images": images, "pairs": pairs, "names": known["names"], "axes": known.get("axes", "RAS"),
-               "origin": fingerprint(known)}
+        raise ValueError(
+            f"{folder} is damaged (its arrays do not fit {ABOUT}); "
+            f"prepare it again: python -m data_download {known['command']}"
+        )
+    content = {
+        "images": images,
+        "pairs": pairs,
+        "names": known["names"],
+        "axes": known.get("axes", "RAS"),
+        "origin": fingerprint(known),
+    }
     if labels is not None and all(max(pair) < len(labels) for pair in pairs):
         content |= {"labels": labels, "label_names": {int(k): v for k, v in known["label_names"].items()}}
     return content

@@ -20,7 +20,9 @@ def disc_and_c(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.from_numpy(image).float()[None, None] for image in (disc, c))
 
 
-def random_velocity(shape, steps: int = 8, strength: float = 6.0, smoothness: float = 6.0, seed: int = 0) -> torch.Tensor:
+def random_velocity(
+    shape, steps: int = 8, strength: float = 6.0, smoothness: float = 6.0, seed: int = 0
+) -> torch.Tensor:
     """Smooth random velocity ``(1, steps, D, *shape)`` in voxels per unit time.
 
     It changes from step to step and fades out towards the border, so that its flow keeps the image

@@ -1,1 +1,0 @@
-"""Methods to compare with, each in its own module."""

@@ -1,0 +1,163 @@
+"""The submission folder of Learn2Reg's OASIS task as of 2021, to which the paper's Table 2 belongs: written and read.
+
+| | |
+|---|---|
+| file | ``task_03/disp_{fixed:04d}_{moving:04d}.npz``, its one array called ``arr_0`` |
+| shape | (3, X/2, Y/2, Z/2), the component first, axes as in the images (160 x 192 x 224) |
+| type and unit | float16; voxels of the **full** grid, though sampled at half resolution |
+
+Both ways resample by quadratic splines whose ends lie on the ends of the grid, as the task's programs do. That smooths a
+field a little: scores of what was written differ slightly from those of the field itself, and the paper's are of the former.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from tqdm import tqdm
+
+from .. import checkpoints, fields, metrics
+from ..card import code_hash
+from ..checks import check_field
+from ..data import load
+from ..methods import METHODS
+from ..paths import sha256, write_json, write_then_rename
+from .evaluate import load_model
+
+TASK = "task_03"
+CODE = code_hash(f"import {__name__}")
+
+
+def halve(displacement: torch.Tensor) -> np.ndarray:
+    """A displacement ``(1, 3, *S)`` in voxels as the task stores it: ``(3, *S/2)`` float16, still in voxels of S."""
+    if check_field(displacement) != 3 or displacement.shape[0] != 1:
+        raise ValueError(f"Learn2Reg's format holds one 3D field, got {tuple(displacement.shape)}")
+    if any(s % 2 for s in displacement.shape[2:]):
+        raise ValueError(
+            f"Learn2Reg's format halves the grid: it needs even sizes, got {tuple(displacement.shape[2:])}"
+        )
+    return np.stack([_zoom(c, 0.5) for c in displacement[0].cpu().float().numpy()]).astype(np.float16)
+
+
+def double(stored: np.ndarray) -> torch.Tensor:
+    """What :func:`halve` stores as the task's evaluation reads it: ``(1, 3, *S)`` in voxels of S."""
+    return torch.from_numpy(np.stack([_zoom(c.astype(np.float32), 2) for c in stored]))[None]
+
+
+def _zoom(component: np.ndarray, factor: float) -> np.ndarray:
+    # SciPy's default takes an end that rounding puts 1e-16 beyond the grid for outside, and fills a plane with zeros: not at
+    # OASIS's sizes, but at 28, 30 or 56. With "mirror" all else is the same, bit for bit.
+    return ndimage.zoom(component, factor, order=2, mode="mirror")
+
+
+def file_name(pair: str) -> str:
+    """Name of a pair's file from the numbers at the end of its images' names, moving->fixed."""
+    numbers = [re.search(r"(\d+)$", name) for name in pair.split("->")]
+    if None in numbers:
+        raise ValueError(
+            f"Learn2Reg numbers its images; the pair {pair} has a name without a number at its end"
+        )
+    moving, fixed = (int(n[1]) for n in numbers)
+    return f"disp_{fixed:04d}_{moving:04d}.npz"
+
+
+def read(file: Path, shape) -> torch.Tensor:
+    """A submitted displacement on the full grid, ``(1, 3, *shape)`` voxels; ValueError if it is not in the task's format."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            stored = content["arr_0"]
+    except (KeyError, ValueError, EOFError) as error:
+        raise ValueError(f"{file}: not a displacement of Learn2Reg's OASIS task ({error})") from None
+    half = (3, *(s // 2 for s in shape))
+    if stored.dtype != np.float16 or stored.shape != half:
+        raise ValueError(f"{file}: expected float16 {half}, got {stored.dtype} {stored.shape}")
+    return double(stored)
+
+
+def export(
+    method: str,
+    data: str,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    split: str = "val",
+    progress: bool = True,
+) -> list[Path]:
+    """Register every pair of a split and write the submission folder ``<out>/task_03``.
+
+    Parameters
+    ----------
+    method, data, weights : as in :func:`tvf_core.evaluation.evaluate.evaluate`; 3D data whose images' names end in numbers.
+    out : folder. ``submission.json`` in it tells what it is from. If it was begun with the same method, weights, data and
+        code, what is missing is added; with others it is an error.
+
+    Returns
+    -------
+    The files, in the order of the pairs.
+    """
+    pairs = load(data, split, None, progress)
+    if pairs.dim != 3 or any(s % 2 for s in pairs.shape):
+        raise ValueError(
+            f"{data}: Learn2Reg's format is for volumes of even sizes, these are {' x '.join(map(str, pairs.shape))}"
+        )
+    names = [file_name(pairs.pair_name(k)) for k in range(len(pairs))]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{data}: two pairs have the same numbers; Learn2Reg could not tell them apart")
+    model = load_model(method, pairs, weights)
+    weights = Path(weights) if weights else checkpoints.shipped(method, data)
+    about = {
+        "method": method,
+        "data": data,
+        "split": split,
+        "origin": pairs.fingerprint(),
+        "code": CODE,
+        "weights": sha256(weights)[:16] if METHODS[method].build else None,
+    }
+    card, folder = Path(out) / "submission.json", Path(out) / TASK
+    if card.is_file() and json.loads(card.read_text()) != about:
+        raise ValueError(f"{out} holds a submission of other settings; choose another folder or delete it")
+    if not card.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files of unknown origin; choose another folder or delete it")
+    write_json(card, about)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if model.network is not None:
+        model.network.to(device)
+    for k, name in enumerate(tqdm(names, desc=f"{method} on {data}", disable=not progress, mininterval=1.0)):
+        if (folder / name).is_file():
+            continue
+        pair = {role: image[None].to(device) for role, image in pairs[k].items()}
+        stored = halve(model.register(pair["moving"], pair["fixed"]).displacement)
+        with write_then_rename(folder / name) as temporary, open(temporary, "wb") as file:
+            np.savez(file, stored)
+    return [folder / name for name in names]
+
+
+def scores(folder: Path, data: str, split: str = "val", progress: bool = True) -> dict[str, float]:
+    """Mean over pairs of Dice, HD95 and SDlogJ of a submission folder ``<folder>/task_03``, as the challenge computes them.
+
+    FileNotFoundError names a pair that is missing; ValueError a file in another format, or data without labels.
+    """
+    pairs = load(data, split, None, progress)
+    if not pairs.classes:
+        raise ValueError(f"{data}: the {split} split has no labels, so there is nothing to score")
+    files = [Path(folder) / TASK / file_name(pairs.pair_name(k)) for k in range(len(pairs))]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: a submission has one file per pair")
+    rows, labels = [], list(pairs.label_names)
+    for k, file in enumerate(tqdm(files, desc=f"scores on {data}", disable=not progress, mininterval=1.0)):
+        u, pair = read(file, pairs.shape), pairs.batch([k])
+        maps = fields.warp_labels(pair["moving_labels"], u), pair["fixed_labels"], pair["moving_labels"]
+        rows.append(
+            {
+                "dice": np.nanmean(metrics.dice(*maps, labels)),
+                "hd95": np.nanmean(metrics.hd95(*maps, labels)),
+                "sdlogj": metrics.sdlogj(u),
+            }
+        )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

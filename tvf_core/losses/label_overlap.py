@@ -1,0 +1,266 @@
+"""Overlap of a linearly warped label map with a fixed one, without one-hot maps.
+
+Warping the one-hot map of label k gives at each voxel the share ``p_k`` of its 2^D neighbours that carry
+label k, weighted by how near they are. Where all neighbours agree, that is 1 for their label, whatever the
+weights, and has no gradient: counting is enough. Only voxels between labels need their weights: label l of a
+neighbour of weight w adds ``w`` to the intersection if the fixed map has l too, and ``w p_l`` to the sum of
+squares.
+
+On CUDA counting uses atomic additions, whose order is not fixed: last digits may differ from run to run, as with
+any warp there.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+
+from ..checks import check_field, check_labels
+from ..fields import at_least_float32, for_sums
+
+# Voxels worked on at once: it bounds the memory, and a processor's cache likes it small.
+CHUNK = {"cpu": 150_000, "cuda": 2_000_000}
+
+
+def soft_dice(
+    moving_labels: torch.Tensor,
+    displacement: torch.Tensor,
+    fixed_labels: torch.Tensor,
+    classes: int,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """1 - mean soft Dice of a linearly warped label map (Dice of the paper's eq. 3).
+
+    Parameters
+    ----------
+    moving_labels, fixed_labels : (B, 1, *S) integers, 0 is background.
+    displacement : (B, D, *S) voxels.
+    classes : number of classes including background, which counts too (as released). A class in
+        neither map contributes Dice 0 and no gradient.
+
+    Notes
+    -----
+    Computed from the label maps themselves, equal to warping one channel per
+    class.
+    """
+    common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
+    return 1 - (2 * common / (warped + fixed + eps)).mean().to(displacement.dtype)
+
+
+def label_mse(
+    moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_labels: torch.Tensor, classes: int
+) -> torch.Tensor:
+    """Mean squared difference of warped and fixed one-hot label maps (segmentation term of eq. 1)."""
+    common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
+    return ((warped + fixed - 2 * common).sum() / (common.numel() * displacement[0, 0].numel())).to(
+        displacement.dtype
+    )
+
+
+def _overlap(moving_labels, displacement, fixed_labels, classes):
+    """Sums over voxels of p f, p^2 and f^2, each (B, classes): p and f the warped and the fixed one-hot map."""
+    check_field(displacement)
+    for labels, name in ((moving_labels, "moving_labels"), (fixed_labels, "fixed_labels")):
+        check_labels(labels, displacement, name, values=False)
+        if labels.shape[0] != displacement.shape[0]:
+            raise ValueError(
+                f"{name}: a batch of {labels.shape[0]}, but the displacement is a batch of {displacement.shape[0]}"
+            )
+    return label_overlap(
+        moving_labels, displacement.to(at_least_float32(displacement)), fixed_labels, classes
+    )[0]
+
+
+@torch.library.custom_op("tvf_core::label_overlap", mutates_args=())
+def label_overlap(
+    moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_labels: torch.Tensor, classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over voxels of ``p f``, ``p^2`` and ``f^2`` for every class, p and f the warped and the fixed one-hot map.
+
+    Parameters
+    ----------
+    moving_labels, fixed_labels : (B, 1, *S) integers in [0, classes).
+    displacement : (B, D, *S) voxels, float32 or float64. Outside the moving map there is no label.
+
+    Returns
+    -------
+    The sums, (3, B, classes) float64, and a map for the backward pass: the label of the neighbours where they
+    agree, else ``classes + 1``.
+    """
+    _check_values(moving_labels, fixed_labels, classes)
+    batch, shape = displacement.shape[0], displacement.shape[2:]
+    seen = torch.empty(batch, *shape, dtype=_small(classes), device=displacement.device)
+    sums = torch.zeros(3, batch, classes, dtype=for_sums(displacement.device), device=displacement.device)
+    for k in range(batch):
+        moving = _Neighbourhood(moving_labels[k, 0], classes)
+        for rows in _chunks(displacement):
+            fixed = fixed_labels[k, 0, rows].flatten()
+            places = _places(displacement[k, :, rows], rows.start, displacement.shape[2:])
+            found = moving.agreement.index_select(0, moving.corner([place.floor() for place in places]))
+            seen[k, rows] = found.view_as(seen[k, rows])
+            # one count for both: even numbers where the fixed label is another one, odd where it is the same
+            counts = torch.bincount(2 * found.int() + (found == fixed), minlength=2 * (classes + 2))
+            counts = counts.view(-1, 2)[:classes]
+            edge = (found == classes + 1).nonzero()[:, 0]
+            labels, weights, _ = moving.neighbours([place[edge] for place in places])
+            same = ((labels == fixed[edge]) * weights).sum(0)
+            sums[0, k] += counts[:, 1] + _bincount(fixed[edge], same, classes)
+            squares = weights * _shares(labels, weights)
+            sums[1, k] += counts.sum(1) + _bincount(labels.flatten(), squares.flatten(), classes)
+            sums[2, k] += torch.bincount(fixed.int(), minlength=classes)
+    return sums, seen
+
+
+@torch.library.custom_op("tvf_core::label_overlap_backward", mutates_args=())
+def label_overlap_backward(
+    slopes: torch.Tensor,
+    moving_labels: torch.Tensor,
+    displacement: torch.Tensor,
+    fixed_labels: torch.Tensor,
+    seen: torch.Tensor,
+    classes: int,
+) -> torch.Tensor:
+    """Gradient for the displacement, from the slopes (3, B, classes) of what is minimised in the sums."""
+    gradient = displacement.new_zeros(displacement.shape)
+    # one more class without slopes, for neighbours outside
+    in_common, in_square = F.pad(slopes[:2], [0, 1]).to(displacement.dtype)
+    for k in range(displacement.shape[0]):
+        moving = _Neighbourhood(moving_labels[k, 0], classes)
+        for rows in _chunks(displacement):
+            edge = (seen[k, rows].flatten() == classes + 1).nonzero()[:, 0]
+            places = _places(displacement[k, :, rows], rows.start, displacement.shape[2:])
+            labels, weights, per_axis = moving.neighbours([place[edge] for place in places])
+            fixed, index = fixed_labels[k, 0, rows].flatten()[edge], labels.int()
+            per_neighbour = in_common[k][index] * (labels == fixed)
+            per_neighbour += 2 * in_square[k][index] * _shares(labels, weights)
+            for axis, target in enumerate(gradient[k, :, rows]):
+                if displacement.shape[2 + axis] == 1:
+                    continue
+                others = per_axis[:axis] + per_axis[axis + 1 :]
+                slope = 0
+                for corner, value in zip(_corners(len(per_axis)), per_neighbour):
+                    for weight, step in zip(others, corner[:axis] + corner[axis + 1 :]):
+                        value = value * weight[step]
+                    slope = slope + value if corner[axis] else slope - value
+                target.view(-1)[edge] = slope
+    return gradient
+
+
+class _Neighbourhood:
+    """A label map with two voxels of "outside" (the number ``classes``) around it, ready to be looked up."""
+
+    def __init__(self, labels: torch.Tensor, classes: int):
+        padded = F.pad(labels.to(_small(classes)), [2, 2] * labels.dim(), value=classes)
+        low = high = padded
+        for axis in range(labels.dim()):
+            size = low.shape[axis] - 1
+            low = torch.minimum(low.narrow(axis, 0, size), low.narrow(axis, 1, size))
+            high = torch.maximum(high.narrow(axis, 0, size), high.narrow(axis, 1, size))
+        agreement = F.pad(
+            torch.where(low == high, low, classes + 1), [0, 1] * labels.dim()
+        )  # the shape of padded
+        self.shape, self.padded, self.agreement = padded.shape, padded.flatten(), agreement.flatten()
+
+    def corner(self, floors) -> torch.Tensor:
+        """Position in the flat map of the neighbour with the lowest coordinates; all are outside beyond the margin."""
+        flat = 0
+        for size, floor in zip(self.shape, floors):
+            flat = flat * size + (floor + 2).nan_to_num(0).clamp(0, size - 2).int()
+        return flat
+
+    def neighbours(self, places) -> tuple[torch.Tensor, torch.Tensor, list]:
+        """Labels and weights ``(2^D, n)`` of the neighbours of n places, and the weights axis by axis."""
+        floors = [place.floor() for place in places]
+        per_axis = [(1 - (place - floor), place - floor) for place, floor in zip(places, floors)]
+        first = self.corner(floors)
+        strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        corners = _corners(len(places))
+        away = [sum(step * stride for step, stride in zip(corner, strides)) for corner in corners]
+        labels = torch.stack([self.padded.index_select(0, first + a) for a in away])
+        weights = torch.stack(
+            [functools.reduce(torch.mul, (w[step] for w, step in zip(per_axis, c))) for c in corners]
+        )
+        return labels, weights, per_axis
+
+
+def _shares(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """For each neighbour the weight of all neighbours that carry its label."""
+    shares = list(weights.clone())
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        same = labels[i] == labels[j]
+        shares[i] += same * weights[j]
+        shares[j] += same * weights[i]
+    return torch.stack(shares)
+
+
+def _corners(rank: int) -> list[tuple[int, ...]]:
+    return list(itertools.product((0, 1), repeat=rank))
+
+
+def _places(displacement: torch.Tensor, first: int, length) -> list[torch.Tensor]:
+    """Flat coordinates along each axis of where the planes from number ``first`` on are read.
+
+    An axis of one voxel is read at that voxel, as by :func:`tvf_core.fields.sample`.
+    """
+    places = []
+    for axis, u in enumerate(displacement):
+        numbers = torch.arange(u.shape[axis], device=u.device, dtype=u.dtype) + (first if axis == 0 else 0)
+        u = u if length[axis] > 1 else torch.zeros_like(u)
+        places.append((u + numbers.view([-1 if a == axis else 1 for a in range(u.dim())])).flatten())
+    return places
+
+
+def _chunks(displacement: torch.Tensor):
+    """Slices of planes that together make the volume."""
+    depth, plane = displacement.shape[2], displacement.shape[3:].numel()
+    rows = max(1, CHUNK.get(displacement.device.type, CHUNK["cuda"]) // plane)
+    return [slice(first, min(first + rows, depth)) for first in range(0, depth, rows)]
+
+
+def _bincount(labels: torch.Tensor, weights: torch.Tensor, classes: int) -> torch.Tensor:
+    return torch.bincount(labels.int(), weights.to(for_sums(weights.device)), minlength=classes + 1)[:classes]
+
+
+def _small(classes: int) -> torch.dtype:
+    return torch.uint8 if classes + 1 < 256 else torch.int32
+
+
+def _check_values(moving: torch.Tensor, fixed: torch.Tensor, classes: int) -> None:
+    for name, labels in (("moving_labels", moving), ("fixed_labels", fixed)):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0:
+            raise ValueError(f"{name}: expected values >= 0, got {low}")
+        if high >= classes:
+            raise ValueError(
+                f"classes: labels reach {high}, so at least {high + 1} classes are needed, got {classes}"
+            )
+
+
+@label_overlap.register_fake
+def _(moving_labels, displacement, fixed_labels, classes):
+    batch, shape = displacement.shape[0], displacement.shape[2:]
+    return (
+        displacement.new_empty(3, batch, classes, dtype=for_sums(displacement.device)),
+        displacement.new_empty(batch, *shape, dtype=_small(classes)),
+    )
+
+
+@label_overlap_backward.register_fake
+def _(slopes, moving_labels, displacement, fixed_labels, seen, classes):
+    return displacement.new_empty(displacement.shape)
+
+
+def _keep(ctx, inputs, output):
+    *tensors, ctx.classes = inputs
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx, slopes, _):
+    return None, label_overlap_backward(slopes, *ctx.saved_tensors, ctx.classes), None, None
+
+
+label_overlap.register_autograd(_backward, setup_context=_keep)

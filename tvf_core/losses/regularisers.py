@@ -1,0 +1,84 @@
+"""What keeps a map smooth: diffusion, the LDDMM energy, and the prior of VM-diff. All are minimised."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..checks import check_field
+
+
+def diffusion(field: torch.Tensor) -> torch.Tensor:
+    """Mean squared forward difference of a field ``(B, D, *S)``, averaged over the axes.
+
+    The methods apply it to the final displacement, as the released code does; the paper's eq. 3
+    writes it for the velocity at the end point.
+    """
+    rank = check_field(field, "field")
+    return sum(torch.diff(field, dim=2 + a).square().mean() for a in range(rank)) / rank
+
+
+def lddmm_energy(
+    velocity: torch.Tensor, alpha: float = 0.01, gamma: float = 0.01, beta: int = 2
+) -> torch.Tensor:
+    """Energy of a path of velocities: integral over t of the voxel mean of ``|L v_t|^2`` (eq. 1).
+
+    Parameters
+    ----------
+    velocity : (B, T, D, *S) voxels per unit time.
+    alpha, gamma, beta : ``L = (-alpha Laplacian + gamma)^beta``; beta is how often the operator is
+        applied. The Laplacian is the 2D + 1 point stencil with unit spacing and mirrored borders
+        (zero normal derivative), so a constant field is penalised by gamma alone.
+    """
+    v = velocity.flatten(0, 1)
+    check_field(v, "velocity at one time")
+    return lddmm_operator(v, alpha, gamma, beta).square().sum(1).mean()
+
+
+def lddmm_operator(
+    field: torch.Tensor, alpha: float = 0.01, gamma: float = 0.01, beta: int = 2
+) -> torch.Tensor:
+    """``L field`` of a (B, D, *S) field: the operator within :func:`lddmm_energy`, its stencil and its borders."""
+    if beta < 1:
+        raise ValueError(f"beta: expected a whole number >= 1, got {beta}")
+    rank = check_field(field, "field")
+    for _ in range(beta):
+        field = gamma * field - alpha * _laplacian(field, rank)
+    return field
+
+
+def _laplacian(v: torch.Tensor, rank: int) -> torch.Tensor:
+    padded = F.pad(v, [1, 1] * rank, mode="replicate")
+    inner = (..., *[slice(1, -1)] * rank)
+    total = -2 * rank * v
+    for axis in range(rank):
+        for side in (slice(0, -2), slice(2, None)):
+            total = total + padded[(*inner[: axis + 1], side, *inner[axis + 2 :])]
+    return total
+
+
+def velocity_kl(mean: torch.Tensor, log_variance: torch.Tensor, prior: float) -> torch.Tensor:
+    """Divergence of a Gaussian velocity from a smooth prior, per voxel and up to a constant (Dalca et al. 2019).
+
+    The velocity is N(mean, diag(variance)), the prior N(0, Lambda^-1) with ``Lambda = prior (D - A)``, the Laplacian of
+    the grid: A connects neighbouring voxels, D counts each voxel's neighbours. So
+    ``2 KL = trace(prior D variance) - log |variance| + prior * sum over neighbours of (difference of means)^2 + constant``.
+
+    Parameters
+    ----------
+    mean, log_variance : (B, D, *S).
+    prior : lambda, how smooth; larger is smoother.
+
+    Notes
+    -----
+    At the same lambda the authors' code weighs the last sum 2 D times less (it halves it and divides it by the number of
+    axes once more); the copy in the TransMorph repository leaves out further terms of it.
+    """
+    rank, voxels = check_field(mean, "mean"), mean[0, 0].numel()
+    degree = torch.zeros_like(mean[0, 0])
+    for axis in range(rank):
+        degree.narrow(axis, 1, degree.shape[axis] - 1).add_(1)
+        degree.narrow(axis, 0, degree.shape[axis] - 1).add_(1)
+    spread = (prior * degree * log_variance.exp() - log_variance).sum()
+    roughness = sum(torch.diff(mean, dim=2 + a).square().sum() for a in range(rank))
+    return (spread + prior * roughness) / (2 * voxels * len(mean))

@@ -1,0 +1,1 @@
+"""The networks: image pair in, displacement and velocity out."""

@@ -1,0 +1,85 @@
+"""TransMorph (Chen et al. 2022, Medical Image Analysis 82): Swin encoder, convolutional decoder, one field.
+
+The decoder down to a quarter of the resolution is a module of its own, because the time-varying
+model (:mod:`tvf_core.networks.time_varying`) shares it. Widths, layers and parameter counts are those of the
+released code, 2D and 3D; only the convolution that its half-resolution variant never uses is left out. How images
+are halved, fields doubled and images warped is not part of the weights: a
+:class:`~tvf_core.networks.layers.Convention` says whether the network does it as this package (``fields``) or as the
+released code (``released``), which published weights need. Any image size works: every level pads inside and crops back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..checks import check_pair, one_of
+from .layers import (
+    HEAD_CHANNELS,
+    STANDARD,
+    Convention,
+    DecoderBlock,
+    as_given,
+    conv_unit,
+    predict,
+    registration_head,
+)
+from .swin import Swin, SwinConfig
+
+
+class TransMorphBackbone(nn.Module):
+    """Image pair ``(B, 2, *S)`` -> features ``(B, C, *ceil(S / 4))``: encoder and three decoder blocks."""
+
+    def __init__(self, config: SwinConfig):
+        super().__init__()
+        c, dim = config.embed, config.dim
+        self.dim, self.channels = dim, c
+        self.transformer = Swin(config)
+        self.up0 = DecoderBlock(dim, 8 * c, 4 * c, 4 * c)
+        self.up1 = DecoderBlock(dim, 4 * c, 2 * c, 2 * c)
+        self.up2 = DecoderBlock(dim, 2 * c, c, c)
+
+    def forward(self, pair):
+        if max(pair.shape[2:]) <= 16:
+            raise ValueError(f"image size {tuple(pair.shape[2:])}: at least one axis must exceed 16 voxels")
+        f0, f1, f2, f3 = self.transformer(pair)
+        return self.up2(self.up1(self.up0(f3, f2), f1), f0)
+
+
+class TransMorph(nn.Module):
+    """TransMorph: one displacement field.
+
+    Parameters
+    ----------
+    config : SwinConfig
+    head : ``full`` predicts at image resolution (the faces), ``half`` at half resolution and
+        upsamples (the OASIS variant).
+    convention : ``STANDARD``, where the values are voxels of the grid they live on, or ``RELEASED``.
+    """
+
+    def __init__(self, config: SwinConfig, head: str = "full", convention: Convention = STANDARD):
+        super().__init__()
+        c, dim = config.embed, config.dim
+        self.dim, self.head = dim, one_of(head, ("full", "half"), "head")
+        # The released full-resolution variant warps rightly.
+        self.convention = replace(convention, sampled=as_given) if head == "full" else convention
+        self.backbone = TransMorphBackbone(config)
+        self.c1 = conv_unit(dim, 2, c // 2)
+        if head == "full":
+            self.c2 = conv_unit(dim, 2, HEAD_CHANNELS)
+            self.up3 = DecoderBlock(dim, c, c // 2, c // 2)
+            self.up4 = DecoderBlock(dim, c // 2, HEAD_CHANNELS, HEAD_CHANNELS)
+        else:
+            self.up3 = DecoderBlock(dim, c, HEAD_CHANNELS, c // 2)
+        self.reg_head = registration_head(dim)
+
+    def forward(self, moving, fixed):
+        """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)`` in voxels, and None for velocity."""
+        check_pair(moving, fixed, self.dim, values=False)
+        pair = torch.cat([moving, fixed], dim=1)
+        x = self.up3(self.backbone(pair), self.c1(self.convention.halve(pair)))
+        if self.head == "half":
+            return self.convention.double(predict(self.reg_head, x), moving.shape[2:]), None
+        return predict(self.reg_head, self.up4(x, self.c2(pair))), None

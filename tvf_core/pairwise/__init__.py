@@ -1,0 +1,1 @@
+"""Methods that optimise every pair anew, without a network."""
