@@ -63,6 +63,23 @@ def test_what_the_code_does_counts_wherever_it_stands(change, package):
     assert package() != package(change)
 
 
+def test_a_module_that_moves_and_keeps_its_content_does_not_count(package, tmp_path):
+    before = package()
+    used = FILES["used.py"].replace("from . import deep\n", "from .sub import (\n    deep,  # moved\n)\n")
+    (tmp_path / "toy" / "deep.py").unlink()
+    assert package({"used.py": used, "sub/deep.py": FILES["deep.py"], "deep.py": ""}) == before
+    assert package({"used.py": used, "sub/deep.py": FILES["deep.py"] + "TWO = 2\n", "deep.py": ""}) != before
+
+
+def test_a_name_offered_at_the_top_stands_for_its_module():
+    assert "tvf_core.data.pairs" not in card.closure("import tvf_core")
+    for source in (
+        "import tvf_core\ntvf_core.load_data('demo_faces', 'test')",
+        "from tvf_core import load_data",
+    ):
+        assert "tvf_core.data.pairs" in card.closure(source)
+
+
 def test_modules_that_are_not_imported_do_not_count(package):
     drawn, deep = (
         {"other.py": "def draw():\n    return 1\n"},
