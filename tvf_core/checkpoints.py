@@ -224,7 +224,7 @@ def _baseline_config(state: dict[str, torch.Tensor], method: str) -> NetworkConf
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Read the state dict of a ``torch.save`` file, at its top or under ``state_dict``; unpickle numbers only."""
+    """Read a state dict, bare or under ``state_dict``, from a ``torch.save`` file; unpickle numbers only."""
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS), warnings.catch_warnings():
             # The warnings concern pickle protocols; a file that cannot be read raises an error in any case.
