@@ -61,7 +61,7 @@ def label_mse(
 
 
 def _overlap(moving_labels, displacement, fixed_labels, classes):
-    """Sums over voxels of p f, p^2 and f^2, each (B, classes), after checking the input; see label_overlap."""
+    """Check the input and return the three sums of :func:`label_overlap`, each (B, classes)."""
     check_field(displacement)
     for labels, name in ((moving_labels, "moving_labels"), (fixed_labels, "fixed_labels")):
         check_labels(labels, displacement, name, values=False)
