@@ -166,7 +166,7 @@ class LiveCurve:
 
     def draw(self) -> None:
         """Draw the history so far."""
-        from IPython.display import display  # imported here because only a notebook has it
+        from IPython.display import display  # imported here because only notebooks need it
 
         start = time.monotonic()
         self.figure.clear()
