@@ -299,7 +299,7 @@ OPERATIONS = {
 
 
 def regions(s: Setting) -> list[torch.Tensor]:
-    """Two label maps of regions around points in an ellipsoid; the second map's points are shifted a little."""
+    """Two label maps of regions around points in an ellipsoid; those of the second are shifted a little."""
     rng = np.random.default_rng(s.seed)
     shape = np.array(s.shape)
     centres = shape / 2 + rng.uniform(-0.3, 0.3, (s.labels - 1, len(shape))) * shape
