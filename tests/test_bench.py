@@ -1,4 +1,4 @@
-"""The benchmark: its forms compute the same thing, its file holds what it says, its clock and memory count right."""
+"""The benchmark: its forms agree, its file is complete, and its time and memory are measured correctly."""
 
 import json
 import math
@@ -12,10 +12,11 @@ from tvf_core import bench, commands
 from tvf_core.bench import measure, operations
 from tvf_core.training import profiles
 
+# In these sizes no level has 2 planes, where bf16 fails.
 SMALL = {
     2: bench.Setting(shape=(32, 27), labels=5, network="tiny", time_steps=2),
     3: bench.Setting(shape=(36, 21, 18), labels=5, network="tiny", time_steps=2),
-}  # no level of 2 planes: bf16 fails there
+}
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -70,11 +71,13 @@ def test_a_step_of_a_profile_is_measured_for_its_n_and_the_released_one(tmp_path
     )
     setting, _ = bench.of_profile(profiles.read("paper_rafd"))
     assert (setting.shape, setting.network, setting.batch) == ((256, 256), "base", 32)
-    monkeypatch.setattr(
-        measure, "rates", lambda device: {"bytes_per_second": 1e9, "flops_per_second": 1e9}
-    )  # it takes seconds
+    # The real rates take seconds to measure.
+    monkeypatch.setattr(measure, "rates", lambda device: {"bytes_per_second": 1e9, "flops_per_second": 1e9})
     out = tmp_path / "step.json"
-    options = "train-step --profile paper_oasis --size 36 21 18 --network tiny --variants ours --repeats 1 --device cpu --out".split()
+    options = (
+        "train-step --profile paper_oasis --size 36 21 18 --network tiny --variants ours --repeats 1 "
+        "--device cpu --out"
+    ).split()
     monkeypatch.setattr(sys, "argv", ["tvf", "bench", *options, str(out)])
     commands.main()
     rows = json.loads(out.read_text())["rows"]
@@ -129,9 +132,8 @@ def test_the_benchmarks_forms_take_turns_and_the_first_round_does_not_count():
 def test_the_differences_of_tensors_are_relative_to_the_largest_value():
     found, expected = torch.tensor([1.0, 9.0]), torch.tensor([1.0, 10.0])
     assert measure.largest_difference([found, found], [found, expected]) == pytest.approx(0.1)
-    assert math.isnan(
-        measure.largest_difference([found, found / 0 * 0], [found, expected])
-    )  # nothing is hidden
+    # A NaN must not be hidden by the maximum.
+    assert math.isnan(measure.largest_difference([found, found / 0 * 0], [found, expected]))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Run cards below tables and figures: what they say, and when they say stale."""
+"""Run cards below tables and figures: their content, and when they are marked stale."""
 
 import importlib.util
 import json
@@ -48,10 +48,11 @@ def test_a_computed_output_has_the_card_of_its_page():
         "how many &lt;of them&gt;" in html and "12 s" in html and '"../_sources/notebooks/01_x.ipynb"' in html
     )
     assert code_hash("n: int = 3\nfrom tvf_core import figures\nprint(1)") in html
-    assert len(notebook.cells[1].outputs) == 0 and len(notebook.cells[3].outputs) == 1  # no table, no figure
+    # These cells show neither a table nor a figure.
+    assert len(notebook.cells[1].outputs) == 0 and len(notebook.cells[3].outputs) == 1
 
 
-def test_a_page_is_stale_when_its_code_changes_and_when_nobody_knows():
+def test_a_page_is_stale_when_its_code_has_changed_or_has_no_card():
     notebook = page()
     assert cards.fold(page(), "notebooks/01_x.ipynb", RESULTS) == 1
     notebook.metadata["card"] = cards.execution_card(notebook, 1)
@@ -62,7 +63,7 @@ def test_a_page_is_stale_when_its_code_changes_and_when_nobody_knows():
 
 @pytest.fixture
 def results(tmp_path):
-    """A results folder with one summary of today's code, one of other code, and a benchmark."""
+    """A results folder with a summary by the present code, one by other code, and a benchmark."""
     folder = tmp_path / "book" / "results"
     machine = {
         "device": "cpu",
@@ -73,9 +74,9 @@ def results(tmp_path):
         "seconds": 7.0,
     }
 
-    def write(name, module, code=None, settings={}):
+    def write(name, module, code=None, settings=None):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        card = machine | {"code": code or code_hash(f"import {module}"), "settings": settings}
+        card = machine | {"code": code or code_hash(f"import {module}"), "settings": settings or {}}
         data, method = name.removesuffix(".json").split("/")
         (folder / name).write_text(
             json.dumps(

@@ -1,4 +1,4 @@
-"""Checkpoints of the released TransMorph code: read to the bit, refused in one line, and nothing in them is run."""
+"""Checkpoints of the released code: exact reading, refusal in one line, and no execution of code in them."""
 
 import contextlib
 import os
@@ -33,9 +33,8 @@ def configuration(method, window, steps=8, head="half", embed=6, depths=(2, 2, 2
 def random_model(config):
     model = Model(config)
     generator = torch.Generator().manual_seed(0)
-    for (
-        parameter
-    ) in model.network.parameters():  # as built, heads and biases are nearly zero and nothing would show
+    # In a new network, heads and biases are nearly zero, so that differences would not show.
+    for parameter in model.network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
     return model
 
@@ -50,7 +49,7 @@ def released_state(model, image=None):
         state[name] = tensor
         if name.endswith("relative_position_bias_table"):
             state[name.replace("relative_position_bias_table", INDEX)] = relative_position_index(window)
-    state["spatial_trans.grid"] = torch.zeros(1).expand(1, config.dim, *image)  # one number in the file
+    state["spatial_trans.grid"] = torch.zeros(1).expand(1, config.dim, *image)  # stored as one number
     if config.method == "tm-tvf":
         state["spatial_trans_down.grid"] = torch.zeros(1).expand(1, config.dim, *(s // 2 for s in image))
     elif config.head == "half":
@@ -123,7 +122,7 @@ def test_a_window_one_voxel_thin_comes_back(window):
 
 @pytest.mark.parametrize(
     "method,dim,size,steps,head,entries",
-    [  # entries: counted in the released code
+    [  # the numbers of entries were counted in the released code
         ("tm-tvf", 3, "large", 12, "half", 323),
         ("tm-tvf", 3, "large", 8, "half", 303),
         ("tm-tvf", 3, "base", 12, "half", 219),
@@ -137,7 +136,7 @@ def test_a_window_one_voxel_thin_comes_back(window):
 )
 def test_named_sizes_are_recognised(method, dim, size, steps, head, entries):
     config = NetworkConfig(method, dim, size, steps, "released", head)
-    with torch.device("meta"):  # shapes without the gigabytes
+    with torch.device("meta"):  # only shapes, without allocating gigabytes
         model = Model(config)
     state = released_state(model)
     assert not entries or len(state) == entries
@@ -258,7 +257,8 @@ def test_cut_off_file_is_named(part, zipped, state, path):
 
 FILES = {
     "text": b"These are not the weights you are looking for.\n" * 20,
-    "page of a failed download": b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>",
+    "page of a failed download": b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title>"
+    b"</head></html>",
     "random bytes": np.random.default_rng(0).bytes(5000),
     "pickle of a list": pickle.dumps([1, 2, 3], protocol=2),
 }
@@ -374,7 +374,7 @@ def test_state_dict_of_another_model_is_named(path):
 
 @pytest.mark.parametrize("method,dim", [("vm-2", 2), ("vm-diff", 3), ("cyclemorph", 3), ("lapirn", 2)])
 def test_a_released_baseline_that_lacks_a_tensor_is_named(method, dim, path):
-    """Its names go backwards through the table that reads them."""
+    """The table of names is used in reverse to write the names of the released file."""
     mark, (_, names) = next(
         (mark, entry) for mark, entry in checkpoints.BASELINES.items() if entry[0] == method
     )
@@ -409,7 +409,7 @@ def test_missing_first_layer_of_the_full_head_is_named(path):
 
 
 class Runs:
-    """Unpickling it calls ``function(*arguments)``."""
+    """Object whose unpickling calls ``function(*arguments)``."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -422,7 +422,8 @@ def numpy_scalar(thing):
     return Runs(np.float64(0).__reduce__()[0], np.dtype(object), thing)
 
 
-PLACES = {  # name: (content, words of the refusal); no tensors, which a plain pickle may not hold either
+# Name: (content, words of the refusal). There are no tensors, which a plain pickle may not hold either.
+PLACES = {
     "beside the weights": (lambda runs: {"state_dict": {}, "note": runs}, ["refused"]),
     "among the weights": (lambda runs: {"state_dict": {"up0.conv1.0.weight": runs}}, ["refused"]),
     "in an array of objects": (
@@ -454,11 +455,10 @@ def test_code_in_a_pickle_is_not_run(function, place, writer, path):
     ]
     (content, words), (write, read_trustingly) = PLACES[place], WRITERS[writer]
     write(content(runs), path)
-    with contextlib.suppress(
-        ValueError, TypeError, RuntimeError
-    ):  # NumPy refuses objects as scalars, once the code has run
+    # NumPy refuses objects as scalars, but only after the code has run.
+    with contextlib.suppress(ValueError, TypeError, RuntimeError):
         read_trustingly(path)
-    ran.rmdir()  # fails if the file is harmless
+    ran.rmdir()  # fails if the code in the file did not run
     with rejects(ValueError, path.name, *words, *([function] if words == ["refused"] else [])):
         checkpoints.load(path)
     assert not ran.exists()

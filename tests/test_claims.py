@@ -1,4 +1,4 @@
-"""The ledger: its rules are kept, its verdicts follow from rows written here, and pages and README say what it says."""
+"""The ledger of claims: its rules, its verdicts on given rows, and the agreement of pages and README."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ ENTRIES = {entry["id"]: entry for entry in LEDGER["claims"]}
 
 @pytest.fixture
 def stored(tmp_path):
-    """``stored(data, method, {column: values})`` writes rows of six pairs of three people, and their summary."""
+    """``stored(data, method, {column: values})`` writes rows and summary of six pairs of three people."""
     names = {
         "demo_faces": ["s1_a->s1_b", "s1_b->s1_a", "s2_a->s2_b", "s2_b->s2_a", "s3_a->s3_b", "s3_b->s3_a"]
     }
@@ -35,7 +35,7 @@ def stored(tmp_path):
         file.parent.mkdir(exist_ok=True)
         with open(f"{file}.csv", "w", newline="") as stream:
             csv.writer(stream).writerows([["pair", *columns], *zip(pairs, *columns.values())])
-        with np.errstate(invalid="ignore"):  # of infinite values
+        with np.errstate(invalid="ignore"):  # infinite values give warnings
             summary = {m: {"mean": float(np.mean(v)), "std": float(np.std(v))} for m, v in columns.items()}
         (file.parent / f"{file.name}.json").write_text(
             json.dumps(
@@ -79,9 +79,8 @@ def test_the_ledger_names_what_exists():
 def test_tolerances_are_half_of_the_gap_between_tm_tvf_and_tm(table):
     for key, column in LEDGER["tables"][table]["metrics"].items():
         values = [LEDGER["tables"][table]["values"][m][key].get("mean", np.nan) for m in ("tm", "tm-tvf")]
-        assert "untestable" in column or 0 <= abs(np.subtract(*values)) / 2 - column["tolerance"] < 0.001, (
-            key
-        )  # cut to three digits
+        # The tolerance in the ledger is cut to three digits.
+        assert "untestable" in column or 0 <= abs(np.subtract(*values)) / 2 - column["tolerance"] < 0.001, key
 
 
 RAFD = {"pairs_told": 392, "shape": (256, 256)}
@@ -106,12 +105,10 @@ def test_a_number_is_judged_on_the_papers_data_only(ours, verdict, stored, tmp_p
         and "unit" in folding.why
         and folding.measured == "0.001\xa0±\xa00.000"
     )
-    assert (
-        fsim.verdict == claims.NOT_TESTABLE and "evaluate again" in fsim.why
-    )  # rows from before it was measured
-    assert "|J|" in folding.why and "\\|J\\|" in claims.numbers_table(
-        "table1", tmp_path
-    )  # a bar does not end a cell
+    # The rows are from before FSIM was measured.
+    assert fsim.verdict == claims.NOT_TESTABLE and "evaluate again" in fsim.why
+    # A bar in a name must not end a cell of the table.
+    assert "|J|" in folding.why and "\\|J\\|" in claims.numbers_table("table1", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +131,7 @@ def test_a_part_of_the_papers_data_is_not_the_papers_data(told, words, stored, t
     }
 
 
-def test_released_rules_and_lost_labels_are_no_test_of_a_number(stored, tmp_path):
+def test_released_rules_and_lost_labels_do_not_test_a_number(stored, tmp_path):
     stored("oasis", "tm-tvf", {"dice": [0.869] * 6, "hd95": [1.4] * 5 + [np.inf]}, **OASIS)
     dice, hd95 = (claims.number("table2", "tm-tvf", key, tmp_path)[-1] for key in ("dice", "hd95"))
     assert dice.verdict == "reproduced" and "half-resolution" in dice.why
@@ -150,7 +147,7 @@ def test_rows_of_another_method_and_of_private_labels_are_not_testable(stored, t
             method == "lapirn"
         )
         stored("oasis", method, {"dice": [0.862] * 6}, **OASIS)
-        stored("oasis", method, {"dice": [0.1] * 6})  # the test split is not what the table is about
+        stored("oasis", method, {"dice": [0.1] * 6})  # the table is not about the test split
     assert "Learn2Reg" in claims.number("table2", "lapirn", "dice", tmp_path)[-1].why
     assert claims.number("table2", "tm", "dice", tmp_path)[-1].verdict == "reproduced"
     assert [f.verdict for f in claims.number("table2_test", "tm", "dice", tmp_path)] == [claims.NOT_TESTABLE]
@@ -163,7 +160,10 @@ def test_an_order_needs_the_sign_and_a_test_over_persons(stored, tmp_path):
         "data": ["demo_faces"],
         "check": {"metric": "ssim", "first": "tm-tvf", "than": ["tm", "vm-2"], "better": "higher"},
     }
-    judge = lambda: claims.claim(entry, tmp_path)[0]  # noqa: E731
+
+    def judge():
+        return claims.claim(entry, tmp_path)[0]
+
     assert judge().verdict == claims.NOT_TESTABLE
     stored("demo_faces", "tm-tvf", {"ssim": base + lead}), stored("demo_faces", "tm", {"ssim": base})
     assert judge().verdict == claims.NOT_TESTABLE  # VM-2 is missing
@@ -174,9 +174,8 @@ def test_an_order_needs_the_sign_and_a_test_over_persons(stored, tmp_path):
     )
     persons = stats.ttest_1samp(lead.reshape(3, 2).mean(1), 0).pvalue
     assert f"{persons:.2g} over 3 persons" in found.measured and "better than 2 of 2" in found.measured
-    stored(
-        "demo_faces", "vm-2", {"ssim": base + [0.2, 0.2, 0, 0, -0.1, -0.1]}
-    )  # better on average, on one person's account
+    # The method is better on average, but because of one person only.
+    stored("demo_faces", "vm-2", {"ssim": base + [0.2, 0.2, 0, 0, -0.1, -0.1]})
     found = judge()
     assert (
         found.verdict == claims.NOT_REPRODUCED
@@ -188,12 +187,11 @@ def test_an_order_needs_the_sign_and_a_test_over_persons(stored, tmp_path):
     assert judge().verdict == claims.NOT_REPRODUCED and "larger p" in judge().why
     entry["check"] |= {"better": "lower", "p_below": 1}
     assert judge().verdict == claims.NOT_REPRODUCED and judge().why == ""
-    stored(
-        "demo_faces", "tm-tvf", {"ssim": [*(base + lead)[:5], np.inf]}
-    )  # not left out in favour of who lost it
+    # A pair with an infinite score must not be left out in favour of the method that lost it.
+    stored("demo_faces", "tm-tvf", {"ssim": [*(base + lead)[:5], np.inf]})
     entry["check"] |= {"better": "higher"}
     assert judge().verdict == claims.NOT_TESTABLE and "1 pairs have no finite value" in judge().why
-    stored("demo_faces", "tm-tvf", {"fsim": base})  # rows from before a metric was there
+    stored("demo_faces", "tm-tvf", {"fsim": base})  # the rows lack a metric
     assert judge().verdict == claims.NOT_TESTABLE and "evaluate again" in judge().why
 
 
@@ -269,11 +267,9 @@ def test_page_table_and_ledger_agree(notebook, table, data):
             column = LEDGER["tables"][table]["metrics"][key]
             ours = tables.plus_minus(results[method]["summary"][column["measured"]])
             link = f'{ours} <a href="../book/results/{data}/{method}.json">[1]</a>'
-            assert re.search(
-                rf"^\| {re.escape(METHODS[method].title)}, {re.escape(column['title'])} \| {re.escape(tables.plus_minus(value))} \|.*{re.escape(link)}",
-                ledger,
-                re.M,
-            )
+            row, printed = f"{METHODS[method].title}, {column['title']}", tables.plus_minus(value)
+            pattern = rf"^\| {re.escape(row)} \| {re.escape(printed)} \|.*{re.escape(link)}"
+            assert re.search(pattern, ledger, re.M)
     metric = LEDGER["tables"][table]["metrics"]["ssim" if table == "table1" else "dice"]["measured"]
     others = [m for m in results if m not in ("identity", "tm-tvf")]
     assert tables.significance("tm-tvf", others, data, metric, RESULTS) in shown(notebook)
@@ -287,10 +283,9 @@ def test_the_page_shows_every_claim_with_its_verdict():
             f' <a href="../book/results/{file}">[{k}]</a>' for k, file in enumerate(first.files, 1)
         )
         data = f"{first.data} ({first.regime})" if first.data else "–"
-        assert (
-            f"| {entry['says']} *{entry['where']}* | {data} | {first.measured}{links} | **{first.verdict}**{': ' * bool(first.why)}{first.why} |"
-            in page
-        )
+        verdict = f"**{first.verdict}**{': ' * bool(first.why)}{first.why}"
+        row = f"| {entry['says']} *{entry['where']}* | {data} | {first.measured}{links} | {verdict} |"
+        assert row in page
 
 
 def printed_numbers():
@@ -319,12 +314,10 @@ def test_prose_types_no_measured_number(path):
         if path.suffix == ".md"
         else "\n\n".join(c.source for c in cells(path.stem) if c.cell_type == "markdown")
     )
-    text = re.sub(
-        r"<!-- (table\d) -->.*?<!-- end \1 -->|```.*?```", "", text, flags=re.S
-    )  # tables have a test of their own
-    text = re.sub(
-        r"\{\w+\}`[^`]*`|`[^`]*`|\(https?:[^)]*\)|doi [\w./-]+", "", text
-    )  # roles take their numbers from the files
+    # Tables have a test of their own.
+    text = re.sub(r"<!-- (table\d) -->.*?<!-- end \1 -->|```.*?```", "", text, flags=re.S)
+    # Roles take their numbers from the files.
+    text = re.sub(r"\{\w+\}`[^`]*`|`[^`]*`|\(https?:[^)]*\)|doi [\w./-]+", "", text)
     typed = set(re.findall(r"(?<![\w.])\d+\.\d{2,}(?!\w)", text))
     others = {"0.0001", "3.11", "3.12", "3.13"}  # the p of the paper, versions of Python
     assert typed <= printed_numbers() | others, (

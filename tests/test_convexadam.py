@@ -1,4 +1,4 @@
-"""ConvexAdam: known translations and a bump come back, the adapter alters nothing else and leaves no trace."""
+"""ConvexAdam: known translations and a bump are found; the adapter has no other effects."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ QUICK = dict(grid_sp=3, disp_hw=2, selected_niter=5)
 
 
 def texture(shape, seed=0):
-    """Smooth noise with structure everywhere, at the scale of MIND's patches; values in [0, 1]."""
+    """Smooth noise in [0, 1] with structure everywhere, at the scale of MIND's patches."""
     x = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5)
     return (x - x.min()) / np.ptp(x)
 
@@ -44,8 +44,8 @@ def pair():
     ],
 )
 def test_a_known_translation_comes_back_in_voxels(axis, shift, shape):
-    """Within 5% in the middle half, where the package alone is up to 8% short (5% of it by its scale)."""
-    margin = 6  # a larger image behind both windows: nothing enters from outside
+    """The error is below 5% in the middle half; the package alone falls up to 8% short, 5% by its scaling."""
+    margin = 6  # both windows are cut from a larger image, so that nothing enters from outside
     image = texture([s + 2 * margin for s in shape])
     window = (slice(margin, -margin),) * 3
     vector = np.zeros(3)
@@ -61,7 +61,7 @@ def test_a_known_translation_comes_back_in_voxels(axis, shift, shape):
 
 @pytest.mark.parametrize("edge", [42, 47])
 def test_a_bump_comes_back_at_its_place_for_any_size(edge):
-    """Within 0.4 voxels; at 47, no multiple of the cells, the package alone is up to 0.8 voxels off."""
+    """The error is below 0.4 voxels; at 47, no multiple of the cells, that of the package is up to 0.8."""
     x = np.stack(np.meshgrid(*[np.arange(edge, dtype=float)] * 3, indexing="ij"))
     bump = np.exp(-((x - 0.65 * (edge - 1)) ** 2).sum(0) / 2 / 7**2)
     moving = texture((edge,) * 3)
@@ -71,7 +71,7 @@ def test_a_bump_comes_back_at_its_place_for_any_size(edge):
     found = convexadam.solve(as_batch(moving), as_batch(fixed)).displacement[0, 0].numpy()
 
     def centre(height):
-        top = np.clip(height / height.max() - 0.3, 0, None)  # the foot is noise
+        top = np.clip(height / height.max() - 0.3, 0, None)  # the rest of the bump is noise
         return (top * x).sum((1, 2, 3)) / top.sum()
 
     assert np.abs(centre(found) - centre(bump)).max() < 0.4
@@ -82,7 +82,7 @@ def test_the_displacement_is_the_package_s_own(pair):
 
     moving, fixed = pair
     ours = [convexadam.register(moving, fixed, rescale=r, **QUICK).displacement for r in (False, True)]
-    # grid_sp=3 and grid_sp_adam=2: multiples of 6
+    # For grid_sp=3 and grid_sp_adam=2, the sizes must be multiples of 6.
     padded = {
         "img_" + name: F.pad(image, (0, 1, 0, 0, 0, 4), mode="replicate")[0, 0]
         for name, image in (("moving", moving), ("fixed", fixed))
@@ -140,9 +140,9 @@ def test_other_types_and_gradients_of_the_images_give_float32_without_a_history(
     assert not result.displacement.requires_grad and not result.warped.requires_grad
 
 
-def test_it_leaves_no_trace(pair, monkeypatch, capfd):
+def test_it_has_no_side_effects(pair, monkeypatch, capfd):
     for name in [name for name in sys.modules if name.split(".")[0] == "convexAdam"]:
-        monkeypatch.delitem(sys.modules, name)  # its first import sets a filter for all warnings
+        monkeypatch.delitem(sys.modules, name)  # its first import sets a global filter for warnings
     before = [image.clone() for image in pair]
     random, filters, grad = torch.get_rng_state(), list(warnings.filters), torch.is_grad_enabled()
     with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""The embedded data: protocol of the pairs, determinism, and maps that are known."""
+"""The embedded data: protocol of the pairs, determinism, and known maps."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_no_subject_is_in_two_splits(name, request):
 
 
 @pytest.mark.parametrize("name", ["faces", "brains"])
-def test_no_pair_comes_twice_and_every_pair_comes_in_both_directions(name, request):
+def test_every_pair_is_there_once_in_each_direction(name, request):
     for part in request.getfixturevalue(name).values():
         pairs = set(part.pairs)
         assert len(pairs) == len(part.pairs)
@@ -73,9 +73,8 @@ def test_a_face_is_the_same_every_time_and_differs_between_expressions_and_subje
 
 def test_a_small_face_is_the_area_average_of_the_large_one():
     large, small = demo_faces.render(5, "sad", 256), demo_faces.render(5, "sad", 64)
-    np.testing.assert_allclose(
-        small, large.reshape(64, 4, 64, 4).mean((1, 3)), atol=2e-3
-    )  # clipped before or after
+    # The tolerance covers clipping before or after the averaging.
+    np.testing.assert_allclose(small, large.reshape(64, 4, 64, 4).mean((1, 3)), atol=2e-3)
 
 
 def test_items_and_batches_hold_the_images_of_their_pair(faces, brains):
@@ -114,9 +113,8 @@ def test_template_is_symmetric_in_its_named_sides():
     for number, name in demo_brains.LABELS.items():
         where = np.argwhere(labels == number)[:, 0].mean()
         middle = (demo_brains.SHAPE[0] - 1) / 2
-        assert (where < middle) == name.startswith(
-            "L "
-        ) or name == "brainstem"  # axis 0 runs from left to right
+        # Axis 0 runs from left to right.
+        assert (where < middle) == name.startswith("L ") or name == "brainstem"
 
 
 @pytest.mark.parametrize("subject", [0, 49])
@@ -142,7 +140,7 @@ def test_true_map_of_a_pair_aligns_its_labels(brains):
 
     before, after = dice(torch.zeros_like(u)), dice(u)
     assert before < 0.75 < 0.85 < after
-    assert dice(-u) < before  # and not by its opposite
+    assert dice(-u) < before  # the opposite map does not align them
 
 
 def test_a_subject_is_the_template_seen_through_its_true_map(brains):

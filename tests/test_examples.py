@@ -1,4 +1,4 @@
-"""The examples in the docstrings give what they show."""
+"""The examples in docstrings give the results that they show."""
 
 import doctest
 

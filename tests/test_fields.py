@@ -1,4 +1,4 @@
-"""Fields as functions: sampling, composition, resizing, Jacobians and inverses against closed forms and SciPy."""
+"""Fields: sampling, composition, resizing, Jacobians and inverses against closed forms and SciPy."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def grid(shape):
 
 
 def affine(matrix, shape, offset=0.0):
-    """Displacement of x -> matrix (x - centre) + centre + offset."""
+    """Displacement of the map x -> matrix (x - centre) + centre + offset."""
     dim = len(shape)
     x = grid(shape) - torch.tensor([(s - 1) / 2 for s in shape], dtype=torch.float64).view(1, -1, *[1] * dim)
     return torch.einsum("ij,bj...->bi...", torch.tensor(matrix[:dim, :dim]), x) - x + offset
@@ -50,7 +50,7 @@ def test_zero_displacement_is_the_identity(shape):
     image, zero = noise(shape, 2), torch.zeros(1, len(shape), *shape)
     image = (image - image.min()) / (image.max() - image.min())  # intensities in [0, 1], as everywhere
     worst = (fields.warp(image, zero) - image).abs().max()
-    # float32 sampling coordinates resolve about 6e-8 of an axis: long axes of white noise show it.
+    # float32 sampling coordinates resolve about 6e-8 of an axis, which shows in white noise on long axes.
     assert worst <= max(1e-6, 1e-7 * sum(shape)), f"differs by {worst:.1e}"
     assert (fields.warp(image.double(), zero.double()) - image).abs().max() <= 1e-12
     assert torch.equal(fields.warp(image, zero, "nearest"), image)
@@ -87,9 +87,8 @@ def test_label_warp_equals_scipy_nearest(shape):
     assert ((x - x.floor() - 0.5).abs() > 1e-4).all(), "ties are undefined: choose another seed"
     warped = fields.warp_labels(labels, u)
     assert warped.dtype == labels.dtype
-    expected = scipy_warp(
-        labels[0, 0].numpy(), u[0].numpy(), 0, "constant"
-    )  # as Learn2Reg: outside [0, n - 1] is 0
+    # As in Learn2Reg, voxels from outside [0, n - 1] become 0.
+    expected = scipy_warp(labels[0, 0].numpy(), u[0].numpy(), 0, "constant")
     np.testing.assert_array_equal(warped[0, 0].numpy(), expected)
 
 
@@ -124,7 +123,7 @@ def test_warping_twice_equals_warping_by_the_composition(shape, smooth_field):
         inside(fields.warp(image, fields.compose(outer, inner)), 3, dim), inside(twice, 3, dim)
     )
     swapped = fields.warp(image, fields.compose(inner, outer))
-    assert (inside(swapped - twice, 3, dim)).abs().max() > 0.1  # so the order was tested
+    assert (inside(swapped - twice, 3, dim)).abs().max() > 0.1  # so that the test depends on the order
 
 
 @pytest.mark.parametrize("shape", [(20, 23), (14, 15, 16)], ids=str)
@@ -152,9 +151,9 @@ def test_resize_keeps_an_affine_map_and_scales_its_values(small, large):
     def in_large_voxels(x):
         return torch.einsum("ij,bj...->bi...", matrix, x) + offset.view(1, -1, *[1] * dim)
 
-    centres = (grid(small) + 0.5) * ratio - 0.5  # a small voxel's centre on the large grid
+    centres = (grid(small) + 0.5) * ratio - 0.5  # centres of the small voxels on the large grid
     ours = fields.resize(in_large_voxels(centres) / ratio, large)
-    margin = int(np.ceil(float(ratio.max()) / 2))  # nearer to the edge there is nothing to interpolate from
+    margin = int(np.ceil(float(ratio.max()) / 2))  # nearer to the edge, interpolation lacks neighbours
     torch.testing.assert_close(inside(ours, margin, dim), inside(in_large_voxels(grid(large)), margin, dim))
 
 
@@ -179,9 +178,8 @@ def test_an_affine_map_survives_halving_and_doubling(shape):
     u = affine(MATRIX, shape, offset=0.7)
     back = fields.double(fields.halve(u) / 2, shape)
     assert back.shape == u.shape
-    torch.testing.assert_close(
-        inside(back, 3, dim), inside(u, 3, dim)
-    )  # 3: an odd last voxel is a block of its own
+    # The margin is 3 because an odd last voxel is a block of its own.
+    torch.testing.assert_close(inside(back, 3, dim), inside(u, 3, dim))
 
 
 @each_size
@@ -210,7 +208,7 @@ def test_a_mirrored_axis_has_determinant_minus_one(shape):
 def test_fixed_point_inverse_composes_to_the_identity_on_both_sides(shape, smooth_field):
     u = smooth_field(shape, amplitude=1.2, sigma=6)
     inverse = fields.invert(u)
-    assert fields.compose(u, inverse).abs().max() < 1e-4  # where it converged this side is exact
+    assert fields.compose(u, inverse).abs().max() < 1e-4  # this side is exact where the iteration converged
     assert fields.compose(inverse, u).abs().max() < 0.06  # this side resamples the inverse
     assert u.abs().max() > 1
 
@@ -224,9 +222,8 @@ def test_inverse_consistency_error_is_a_distance_in_voxels():
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)], ids=str)
 def test_gradients_of_warp_are_right_for_image_and_displacement(shape):
     rng = np.random.default_rng(0)
-    cell = np.stack(
-        [rng.integers(0, s - 1, shape) for s in shape]
-    )  # inside one cell: no kink of the interpolation
+    # Within one cell the interpolation has no kink.
+    cell = np.stack([rng.integers(0, s - 1, shape) for s in shape])
     u = torch.tensor(cell + rng.uniform(0.2, 0.8, cell.shape))[None] - grid(shape)
     image = noise(shape, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(fields.warp, (image.requires_grad_(), u.requires_grad_()))

@@ -1,4 +1,4 @@
-"""Numbers of the released programs and of the official evaluation (``TVF_GOLDEN`` names their folder)."""
+"""Comparison with numbers of the released programs and the official evaluation (folder ``TVF_GOLDEN``)."""
 
 import json
 import re
@@ -13,7 +13,9 @@ from tvf_core.networks import lapirn
 
 
 def agree(name, ours, golden, tolerance=1e-4, relative=False):
-    """Within ``tolerance``, absolute or relative to the largest golden value (gradients of means are tiny)."""
+    """Ours must be within ``tolerance`` of the golden values.
+
+    The tolerance is absolute, or relative to the largest golden value (gradients of means are tiny)."""
     ours, golden = np.asarray(ours, dtype=np.float64), np.asarray(golden, dtype=np.float64)
     assert ours.shape == golden.shape, name
     assert np.array_equal(np.isnan(ours), np.isnan(golden)), name
@@ -37,8 +39,8 @@ def test_lncc_and_its_gradient_are_the_released_ones(released_losses):
     value = losses.lncc(moving, x["fixed"])
     value.backward()
     agree("ncc", value.detach(), file["ncc"])
-    # The released subtraction loses digits in float32: the golden gradient is 1.8 % (of the largest) away from
-    # the same formula in float64, ours 0.15 %.
+    # The released subtraction loses digits in float32: the golden gradient differs by 1.8 % of its largest
+    # value from the same formula in float64, ours by 0.15 %.
     agree("ncc gradient", moving.grad, file["ncc_gradient_wrt_moving"], 2e-2, relative=True)
 
 
@@ -82,11 +84,8 @@ def test_released_lddmm_energy_and_its_gradient_are_the_released_ones(released_l
 def learn2reg(golden):
     file = golden("l2r_evaluation")
     labels = {name: torch.from_numpy(file[name]).long()[None, None] for name in ("moving", "fixed", "warped")}
-    return (
-        file,
-        labels,
-        torch.from_numpy(file["displacement"]).movedim(-1, 0)[None],
-    )  # there components come last
+    # In this file the components are the last axis.
+    return (file, labels, torch.from_numpy(file["displacement"]).movedim(-1, 0)[None])
 
 
 def test_dice_sdlogj_and_folding_are_those_of_learn2reg(learn2reg):
@@ -133,7 +132,7 @@ def test_fsim_is_that_of_zhang_2011(golden):
 @pytest.mark.parametrize("name", ["smooth3d", "folded3d", "smooth2d", "folded2d"])
 def test_non_diffeomorphic_volume_is_that_of_liu_2024(name, golden):
     file = golden("ndv")
-    u = torch.from_numpy(file[f"{name}_displacement"]).movedim(-1, 0)[None]  # there components come last
+    u = torch.from_numpy(file[f"{name}_displacement"]).movedim(-1, 0)[None]  # the file has components last
     voxels = u[0, 0].numel()
     agree(f"{name} percent", metrics.ndv_percent(u), file[f"{name}_percent"])
     agree(
@@ -158,7 +157,7 @@ RELEASED = ["released_tm_tvf_3d", "released_tm_3d", "released_tm_oasis_3d", "rel
 
 
 def registered(model, file):
-    """Every array that a golden network file may hold, from our run on its input."""
+    """All arrays that a golden network file may hold, computed by our network from the file's input."""
     moving, fixed = torch.from_numpy(file["input"]).split(1, dim=1)
     result = model.register(moving, fixed)
     ours = {"displacement": result.displacement, "warped": result.warped}
@@ -166,7 +165,7 @@ def registered(model, file):
         steps = result.velocity.shape[1]
         ours |= {
             "inverse_displacement": result.inverse(),
-            "velocities": result.velocity / steps,  # theirs: per interval
+            "velocities": result.velocity / steps,  # the released ones are per interval
             "half_displacements": integrate.trajectory(result.velocity, method="released")[:, 1:],
         }
     return ours
@@ -182,9 +181,8 @@ def test_released_network_gives_every_stored_array(name, golden, tmp_path):
         if key.startswith("state/")
     }
     torch.save(state, tmp_path / f"{name}.pth")
-    model = checkpoints.load(
-        tmp_path / f"{name}.pth", tuple(meta["window_size"])
-    )  # the one thing shapes leave open
+    # The window is given because shapes alone do not determine it.
+    model = checkpoints.load(tmp_path / f"{name}.pth", tuple(meta["window_size"]))
     encoder = swin_config(model.config)
     assert (encoder.embed, encoder.depths, encoder.heads, encoder.window) == (
         meta["embed_dim"],
@@ -203,7 +201,7 @@ def test_released_checkpoint_file_gives_the_same_displacement(golden, tmp_path):
     checkpoint = next(iter(sorted(golden.folder.glob("dsc*.pth.tar"))))
     converted = tmp_path / "converted.safetensors"
     commands.weights.convert(checkpoint, converted)
-    for path in (checkpoint, converted):  # configuration, window included, from the file alone
+    for path in (checkpoint, converted):  # the file alone determines configuration and window
         model = checkpoints.load(path)
         assert list(swin_config(model.config).window) == json.loads(str(file["meta"]))["window_size"]
         for key, value in registered(model, file).items():
@@ -239,7 +237,7 @@ def stored_by_lapirn(network, moving, fixed, displacement):
             "level2_velocity": velocities[1],
         }
     sums = [normalised(u) for u, _ in levels]
-    # what each level adds; the upsampled field below is theirs in normalised coordinates, without rescaling
+    # The part that each level adds. In normalised coordinates, upsampling needs no rescaling.
     added = [
         sums[0],
         *[
@@ -256,7 +254,7 @@ def stored_by_lapirn(network, moving, fixed, displacement):
     }
 
 
-BASELINES = {  # file -> method, and what its network computes besides displacement and warped image
+BASELINES = {  # file -> method, and function for the further arrays of its network
     "released_vm2_3d": ("vm-2", None),
     "released_vm2_2d": ("vm-2", None),
     "released_cyclemorph_3d": ("cyclemorph", None),

@@ -14,7 +14,7 @@ ORDER = {"euler": 1, "heun": 2, "rk4": 4}
 each_method = pytest.mark.parametrize("method", ORDER)
 each_size = pytest.mark.parametrize("shape", [(40, 37), (28, 27, 26)], ids=str)
 
-# Rates of change that do not commute, small enough that the middle of a 15-voxel grid stays inside.
+# Rates of change that do not commute and are so small that the middle of a 15-voxel grid stays inside.
 RATES = np.array(
     [
         [[0.1, 0.5, 0.2], [-0.3, -0.2, 0.1], [0.2, -0.1, 0.3]],
@@ -31,7 +31,7 @@ def centred(shape):
 
 
 def sampled(matrices, drifts, shape):
-    """Velocities M x + b (x from the centre) on a grid: linear interpolation loses nothing."""
+    """Velocities M x + b (x from the centre) on a grid, which linear interpolation reproduces exactly."""
     dim, x = len(shape), centred(shape)
     return torch.stack(
         [
@@ -88,7 +88,8 @@ def test_error_against_torchdiffeq_falls_with_the_order_of_the_method(method):
 @each_method
 def test_one_method_of_torchdiffeq_gives_the_same_numbers(method):
     theirs = {"euler": "euler", "heun": "heun2", "rk4": None}[method]
-    if theirs is None:  # torchdiffeq's "rk4" is the 3/8 rule; here the classical tableau, one literal step
+    # torchdiffeq's "rk4" is the 3/8 rule, so that one step of the classical tableau is written out here.
+    if theirs is None:
         x, h = torch.full((1, 2, 3, 3), 0.4, dtype=torch.float64), 0.3
         k1 = curl(0.1, x)
         k2 = curl(0.1 + 0.15, x + 0.15 * k1)
@@ -136,12 +137,13 @@ def test_flow_of_affine_velocities_is_the_methods_own_matrix_product(method, sha
 def test_flow_of_affine_velocities_is_the_product_of_matrix_exponentials_in_order_of_time(shape):
     dim = len(shape)
     factors = [expm(generator(m, b, dim) / len(RATES)) for m, b in zip(RATES, DRIFTS)]
-    forward = factors[2] @ factors[1] @ factors[0]  # what happens first stands on the right
+    forward = factors[2] @ factors[1] @ factors[0]  # the first factor in time stands on the right
     wrong = factors[0] @ factors[1] @ factors[2]
     velocity = sampled(RATES, DRIFTS, shape)
     ours = middle(flow(velocity, "rk4", 8), dim)
     torch.testing.assert_close(ours, middle(displacement_of(forward, shape), dim), atol=1e-6, rtol=0)
-    assert (ours - middle(displacement_of(wrong, shape), dim)).abs().max() > 0.1  # so the order was tested
+    # The wrong order of the factors gives another map.
+    assert (ours - middle(displacement_of(wrong, shape), dim)).abs().max() > 0.1
     back = middle(flow(velocity, "rk4", 8, inverse=True), dim)
     torch.testing.assert_close(
         back, middle(displacement_of(np.linalg.inv(forward), shape), dim), atol=1e-6, rtol=0
@@ -182,7 +184,7 @@ def test_inverse_flow_undoes_the_flow(shape, smooth_velocity):
 def test_euler_error_of_the_inverse_shrinks_in_proportion_to_the_step(shape, smooth_velocity):
     velocity = smooth_velocity(shape, amplitude=3.0, dtype=torch.float64)
 
-    def round_trip(substeps):  # carries the points on from where they are, so nothing is resampled
+    def round_trip(substeps):  # moves the points on, so that nothing is resampled
         start = fields.identity_grid(shape, dtype=torch.float64)
         points = integrate.transport(velocity, start, "euler", substeps)
         return (
@@ -213,9 +215,8 @@ def test_semigroup_0_to_1_is_0_to_t_then_t_to_1(shape, t, smooth_velocity):
     velocity = smooth_velocity(shape, dtype=torch.float64)  # four intervals: 0.3 and 2/3 cut one
     first, rest = (integrate.flow(velocity, "rk4", 8, *times) for times in ((0, t), (t, 1)))
     whole = flow(velocity, "rk4", 8)
-    torch.testing.assert_close(
-        fields.compose(rest, first), whole, atol=0.05, rtol=0
-    )  # interpolates the second map
+    # The tolerance is that of interpolating the second map.
+    torch.testing.assert_close(fields.compose(rest, first), whole, atol=0.05, rtol=0)
     start = fields.identity_grid(shape, dtype=torch.float64)
     points = integrate.transport(velocity, start, "rk4", 8, 0, t)
     points = integrate.transport(velocity, points, "rk4", 8, t, 1)  # points need no interpolation
@@ -234,7 +235,7 @@ def test_semigroup_0_to_1_is_0_to_t_then_t_to_1(shape, t, smooth_velocity):
 @pytest.mark.parametrize("method", ["rk4", "released"])
 def test_times_may_be_rounded(steps, method, smooth_velocity):
     velocity = smooth_velocity((12, 11), steps=steps)
-    times = torch.linspace(0, 1, steps + 1)  # float32: not the nearest numbers to k / T
+    times = torch.linspace(0, 1, steps + 1)  # float32, where they are not the nearest numbers to k / T
     torch.testing.assert_close(
         integrate.trajectory(velocity, times, method), integrate.trajectory(velocity, method=method)
     )
@@ -271,7 +272,7 @@ def test_flow_over_part_of_the_time_is_that_part_of_an_affine_flow(method):
 @pytest.mark.parametrize("shape", [(29, 32), (30, 31), (29, 28, 30)], ids=str)
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_flow_on_the_finer_grid_is_the_same_affine_map_there(shape, inverse):
-    # An affine map about the centre of the half grid; the fine grid's voxel x lies at (x + 1/2) / 2 - 1/2 of it.
+    # The map is affine about the centre of the half grid, where the fine voxel x lies at (x + 1/2) / 2 - 1/2.
     half, dim = [-(-s // 2) for s in shape], len(shape)
     velocity = sampled(RATES, DRIFTS, half)
     ours = flow(velocity, "rk4", 8, inverse, shape=shape)
@@ -294,10 +295,8 @@ def test_flow_on_the_finer_grid_is_the_same_affine_map_there(shape, inverse):
 def test_flow_on_the_finer_grid_agrees_with_the_doubled_flow(shape, smooth_velocity):
     velocity = smooth_velocity([-(-s // 2) for s in shape])
     direct, doubled = flow(velocity, shape=shape), fields.double(flow(velocity), shape)
-    inside = (
-        ...,
-        *[slice(2, s - 2) for s in shape],
-    )  # the outermost voxels lie beyond the half grid's centres
+    # The outermost voxels lie beyond the half grid's centres.
+    inside = (..., *[slice(2, s - 2) for s in shape])
     assert 1e-4 < (direct - doubled)[inside].abs().mean() < 0.1
     assert (direct - doubled)[inside].abs().max() < 0.5 < direct.abs().max()
 
@@ -334,7 +333,7 @@ def test_memory_of_recomputation_hardly_grows_with_the_substeps(smooth_velocity)
 
 @pytest.mark.parametrize("shape", [(9, 8), (7, 8, 6)], ids=str)
 def test_the_released_rule_is_its_literal_form(shape, smooth_velocity):
-    # The released sampler, literally: normalised for align_corners=True, read with False, zeros outside.
+    # The released sampler normalises for align_corners=True, reads with False, and has zeros outside.
     def read(image, u):
         grid = fields.identity_grid(shape, dtype=torch.float64) + u
         normalised = torch.stack(
@@ -376,7 +375,7 @@ def test_the_flow_does_not_fold_where_one_euler_step_does(shape):
     assert fields.jacobian_determinant(flow(velocity, "euler")).min() < -1.5
     exact = fields.jacobian_determinant(flow(velocity, "rk4", 32))
     assert exact.min() > 0
-    assert exact.min() == pytest.approx(math.exp(-strength), rel=0.2)  # what det J is at the sink
+    assert exact.min() == pytest.approx(math.exp(-strength), rel=0.2)  # det J at the sink
     assert fields.jacobian_determinant(integrate.scaling_and_squaring(velocity[:, 0])).min() > 0
 
 

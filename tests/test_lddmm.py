@@ -1,4 +1,4 @@
-"""LDDMM of one pair: its operator against the energy's stencil, its scales, and registrations that must succeed."""
+"""LDDMM of one pair: its operator against the energy's stencil, its scales, and its registrations."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tvf_core.pairwise import lddmm
 
 
 def blobs(shape, shift, radius):
-    """Two images (1, 1, *shape) of one smooth object with ``moving(x + shift) = fixed(x)``, shift one number per axis."""
+    """Two images (1, 1, *shape) of one Gaussian blob, with ``moving(x + shift) = fixed(x)``."""
     x, shift = fields.identity_grid(shape), torch.tensor(shift)
     middle = (torch.tensor(shape) - 1) / 2
 
@@ -50,12 +50,11 @@ def test_smooth_is_symmetric_so_that_its_gradient_is_itself():
 
 @pytest.mark.parametrize("shape", [(64, 48), (63, 49), (32, 40, 36), (33, 39, 35)], ids=str)
 def test_the_energy_of_one_velocity_is_the_same_at_every_scale(shape):
-    """The velocity is a cosine of the image grid's positions, sampled where each scale has its voxels."""
+    """The velocity is a cosine in the positions of the image grid, sampled at the voxels of each scale."""
     alpha, gamma, beta, energies, grid = 1.0, 0.05, 2, [], list(shape)
     for scale in (1, 2):
-        x = scale * (
-            fields.identity_grid(grid, dtype=torch.float64) + 0.5
-        )  # from the image's edge, in its voxels
+        # Positions are counted from the edge of the image, in its voxels.
+        x = scale * (fields.identity_grid(grid, dtype=torch.float64) + 0.5)
         waves = torch.stack(
             [torch.cos(torch.pi * (shape[d] // 16) * x[0, d] / shape[d]) for d in range(len(shape))]
         )
@@ -95,15 +94,14 @@ def test_a_translation_along_each_axis_comes_back(shape, scales):
         assert torch.allclose(displacement_at_the_blob(result, fixed), torch.tensor(shift), atol=0.5)
         assert result.velocity.shape[3:] == (fixed if scales[-1] == 1 else fields.halve(fixed)).shape[2:]
         error = metrics.inverse_consistency_error(result.displacement, result.inverse())
-        assert (
-            error[(0, *[slice(6, -6)] * len(shape))].max() < 0.1
-        )  # further out, phi leaves the grid of its inverse
+        # Further out, phi leaves the grid of its inverse.
+        assert error[(0, *[slice(6, -6)] * len(shape))].max() < 0.1
 
 
 @pytest.mark.parametrize("shape, radius", [((63, 49), 3.0), ((31, 27, 33), 2.0)], ids=str)
 def test_several_scales_find_a_larger_shift_than_one_with_as_many_evaluations(shape, radius):
-    """The objects lie four radii apart: on the finest grid alone, hardly anything tells them where to go,
-    and LBFGS stops in a wrong place when or before it has had as many iterations as the others evaluations."""
+    """The objects lie four radii apart. On the finest grid alone the gradient hardly shows the way, and LBFGS
+    stops in a wrong place even with as many iterations as several scales need evaluations."""
     moving, fixed = blobs(shape, along(0, 4 * radius, len(shape)), radius)
     several, history = lddmm.register(
         moving, fixed, steps=4, iterations=8, scales=(8, 4, 2), integrator="heun"

@@ -1,4 +1,4 @@
-"""The challenge's submission folder: names, axes, units, and scores that survive the way through it."""
+"""The challenge's submission folder: names, axes, units, and scores that stay the same after writing."""
 
 import dataclasses
 import sys
@@ -14,20 +14,19 @@ from tvf_core.evaluation import evaluate, learn2reg
 
 
 def test_a_linear_field_survives_the_half_grid(smooth_field):
-    # Ends lie on ends: a field that is linear in x is linear on the half grid, with the same values at the corners.
-    shape = (24, 30, 28)  # at the last two SciPy's own default fills a plane with zeros
+    # First and last voxels coincide, so that a linear field stays linear on the half grid, with the same
+    # values at the corners.
+    shape = (24, 30, 28)  # with the last two sizes, SciPy's default fills a plane with zeros
     x = fields.identity_grid(shape)
     u = 0.1 * x - 0.05 * x.flip(1) + torch.tensor([1.0, -2, 3]).view(1, 3, 1, 1, 1)
     stored = learn2reg.halve(u)
     assert stored.dtype == np.float16 and stored.shape == (3, 12, 15, 14)
-    assert stored[1, 11, 0, 13] == pytest.approx(
-        float(u[0, 1, 23, 0, 27]), abs=2e-3
-    )  # voxels of the full grid, not halved
+    # Values stay voxels of the full grid and are not halved.
+    assert stored[1, 11, 0, 13] == pytest.approx(float(u[0, 1, 23, 0, 27]), abs=2e-3)
     difference = (learn2reg.double(stored) - u).abs()
-    assert (
-        difference.max() < 0.1 and difference[..., 8:-8, 8:-8, 8:-8].max() < 0.005
-    )  # SciPy's splines bend at the border
-    smooth = smooth_field((24, 40, 36), amplitude=3.0)  # here it does not
+    # SciPy's splines bend at the border.
+    assert difference.max() < 0.1 and difference[..., 8:-8, 8:-8, 8:-8].max() < 0.005
+    smooth = smooth_field((24, 40, 36), amplitude=3.0)  # with these sizes SciPy fills no plane with zeros
     literal = np.stack(
         [
             ndimage.zoom(ndimage.zoom(c, 0.5, order=2).astype(np.float16).astype(np.float32), 2, order=2)
@@ -96,13 +95,13 @@ def test_the_written_folder_scores_as_the_fields_within_the_rounding_of_the_form
     )
     assert written["dice"] == pytest.approx(own["dice"], abs=0.005)
     assert written["hd95"] == pytest.approx(own["hd95"], abs=0.05)
-    assert own["sdlogj"] - 0.02 < written["sdlogj"] < own["sdlogj"] + 0.001  # the spline smooths
+    assert own["sdlogj"] - 0.02 < written["sdlogj"] < own["sdlogj"] + 0.001  # the spline smooths the field
     assert f"Dice {written['dice']:.4f}" in printed and f"HD95 {written['hd95']:.4f}" in printed
 
 
 @pytest.fixture
 def even(toy_data, monkeypatch):
-    """The toy volumes with a plane less, so that their sizes are even; two pairs."""
+    """The toy volumes without their last plane, so that their sizes are even; two pairs."""
     odd = pairs.DATASETS["toy3d"]
 
     def load(*args):

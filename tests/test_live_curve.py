@@ -1,4 +1,4 @@
-"""The learning curve that follows a training in a notebook: shown once, then renewed in place, not too often."""
+"""The learning curve of a training in a notebook: shown once, then updated in place, not too often."""
 
 import math
 
@@ -11,7 +11,7 @@ from tvf_core.reporting import figures
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a notebook would get: ``display`` of the first figure and ``update`` of it, with the curves in it each time."""
+    """Calls that a notebook would get: ``display`` of the figure, then ``update``, each with its curves."""
     calls = []
 
     class Handle:
@@ -24,16 +24,15 @@ def shown(monkeypatch):
         return Handle()
 
     def curves(figure):
-        losses, scores = (
-            figure.axes
-        )  # always two, so that the stored output and a later one have the same text
+        # There are always two axes, so that the stored output and a later one have the same text.
+        losses, scores = figure.axes
         return [line.get_xydata().tolist() for line in (losses.lines[0], *scores.lines)]
 
     monkeypatch.setattr(IPython.display, "display", display)
     return calls
 
 
-def test_the_curve_is_shown_at_once_renewed_after_a_while_and_complete_in_the_end(shown, monkeypatch):
+def test_the_curve_is_shown_at_once_updated_later_and_complete_at_the_end(shown, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(figures.time, "monotonic", lambda: clock[0])
     records = [
@@ -44,19 +43,15 @@ def test_the_curve_is_shown_at_once_renewed_after_a_while_and_complete_in_the_en
         for record in records:
             watch(record)
             clock[0] += 0.4
-    assert [kind for kind, _ in shown] == [
-        "display",
-        "update",
-        "update",
-        "update",
-    ]  # at 0, 1.2 and 2.4 seconds, and in the end
+    # The curve is drawn at 0, 1.2 and 2.4 seconds, and at the end.
+    assert [kind for kind, _ in shown] == ["display", "update", "update", "update"]
     assert shown[0][1] == [[[0, 1]]]
     loss, validation = shown[-1][1]
     np.testing.assert_allclose(loss, [[k, 1 / (k + 1)] for k in (0, 1, 2, 3, 5, 6)])
     np.testing.assert_allclose(validation, [[1, 0.1], [3, 0.3], [5, 0.5]])
 
 
-def test_nothing_is_shown_of_nothing(shown):
+def test_nothing_is_shown_without_records(shown):
     with figures.LiveCurve("dice"):
         pass
     assert shown == []

@@ -1,4 +1,4 @@
-"""Prepared data sets on disk, loading them, and batches that are loaded ahead."""
+"""Prepared data sets on disk, their loading, and batches that are loaded ahead."""
 
 import errno
 import os
@@ -37,10 +37,10 @@ def test_loading_does_not_touch_the_generator_of_the_caller(toy_data):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_loading_processes_are_the_gpus():
+def test_only_gpus_get_loading_processes():
     assert default_workers("cpu") == default_workers("mps") == 0
     assert 0 <= default_workers("cuda") <= 4
-    assert default_workers("cuda", 10**15) == 0  # what would not fit into the shared memory is not read ahead
+    assert default_workers("cuda", 10**15) == 0  # too large for the shared memory
 
 
 @pytest.mark.parametrize("axes", ["LIA", "PSL", "SRA", "RAS"])
@@ -111,7 +111,7 @@ def test_an_interrupted_preparation_keeps_what_it_has_unless_the_recipe_changed(
     put(again, images, labels, (1, 3))
     finish(again)
     other, *_ = built(recipe=1)
-    assert other.missing() == [0, 1, 2, 3]  # and the finished one stays until this one is
+    assert other.missing() == [0, 1, 2, 3]  # the finished set stays until this one is finished
     assert same_recipe(other.folder, {"recipe": 0}) and not same_recipe(other.folder, {"recipe": 1})
     put(other, 1 - images, labels, range(4))
     finish(other)

@@ -35,12 +35,12 @@ def gradients(loss, *inputs):
 
 
 def distance(found, expected):
-    """Largest difference, in parts of the largest expected value."""
+    """Largest difference, relative to the largest expected value."""
     return float((found.double() - expected).abs().max() / expected.abs().max())
 
 
 def literal_lncc(a, b, window, eps=1e-5):
-    """Every window by itself, on images padded with zeros, as the formula of the released code."""
+    """Local NCC window by window, on zero-padded images, by the formula of the released code."""
     half, n = window // 2, window**a.ndim
     a, b = np.pad(a, half), np.pad(b, half)
     values = []
@@ -54,7 +54,7 @@ def literal_lncc(a, b, window, eps=1e-5):
 
 
 def dense_lncc(a, b, window, eps=1e-5):
-    """The released form, in float64: box sums by one convolution with ones."""
+    """Local NCC of the released code in float64: box sums are convolutions with ones."""
     a, b, dim = a.double(), b.double(), a.dim() - 2
     conv = F.conv2d if dim == 2 else F.conv3d
     ones, n = torch.ones(1, 1, *[window] * dim, dtype=a.dtype), window**dim
@@ -83,7 +83,7 @@ def test_lncc_works_on_images_thinner_than_its_window(shape):
 
 
 def intensities(kind, shape, seed, batch):
-    """Noise; a textured patch on a bright constant background; hardly any contrast."""
+    """An image of noise, a textured patch on a bright constant background, or one of faint contrast."""
     texture = noise(shape, seed, batch=batch)
     if kind == "patch":
         image, inner = torch.full_like(texture, 0.8), (..., *[slice(s // 3, 2 * s // 3) for s in shape])
@@ -97,7 +97,8 @@ def intensities(kind, shape, seed, batch):
 @pytest.mark.parametrize("kind", ["noise", "patch", "faint"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_lncc_and_its_gradients_equal_the_dense_form(shape, batch, window, kind, dtype):
-    # In float32 the sums would lose the variance of faint contrast, and a constant background would outweigh the patch.
+    # In float32 the sums would lose the variance of faint contrast, and a constant background would outweigh
+    # the patch.
     a, b = (intensities(kind, shape, k, batch).to(dtype) for k in (0, 1))
     scale = a.numel()  # a mean's gradient would underflow in float16
     value, *found = gradients(lambda a, b: scale * losses.lncc(a, b, window), a, b)
@@ -106,7 +107,7 @@ def test_lncc_and_its_gradients_equal_the_dense_form(shape, batch, window, kind,
     assert float(value) == pytest.approx(float(value_dense), rel=1e-5 if dtype != torch.float64 else 1e-9)
     for g, e in zip(found, expected):
         assert g.dtype == dtype
-        # a small variance costs float64 digits too, in the dense form as here; float16 keeps 11 bits
+        # A small variance also costs digits in float64, in both forms; float16 keeps 11 bits.
         assert distance(g, e) < {torch.float64: 1e-7, torch.float32: 1e-5, torch.float16: 6e-4}[dtype]
 
 
@@ -179,7 +180,7 @@ def test_lncc_takes_views_of_any_memory_layout(shape):
 def test_lncc_keeps_the_contract_of_an_operation(wanted, shape):
     for lay in (lambda x: x, lambda x: x.transpose(2, 3)):
         a, b = (lay(noise(shape, k)).requires_grad_(want) for k, want in enumerate(wanted))
-        # not the one that differentiates all outputs: the gradients have no derivative
+        # The check that differentiates all outputs is left out, because the gradients have no derivative.
         opcheck(
             local_ncc.lncc_with_gradients,
             (a, b, 3, 1e-5, *wanted),
@@ -200,9 +201,8 @@ def test_a_constant_image_has_no_correlation_and_no_gradient_away_from_the_borde
     b = noise((24, 25)).float() if other == "noise" else torch.full_like(a, 0.7)
     loss, *found = gradients(losses.lncc, a, b)
     expected, *dense = gradients(lambda a, b: dense_lncc(a, b, 9), a.double(), b.double())
-    assert float(loss) == pytest.approx(
-        float(expected), rel=1e-5, abs=1e-12
-    )  # the border is contrast: zeros beyond
+    # At the border the zeros outside the image give contrast.
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5, abs=1e-12)
     for g, e in zip(found, dense):
         torch.testing.assert_close(g.double(), e, rtol=0, atol=1e-8)
         assert g[..., 8:-8, 8:-8].abs().max() < 1e-9
@@ -212,16 +212,15 @@ def test_a_constant_image_has_no_correlation_and_no_gradient_away_from_the_borde
 
 @pytest.mark.parametrize("shape", [(25, 26), (15, 16, 15)], ids=str)
 def test_lncc_does_not_see_an_affine_change_of_intensity(shape):
-    # a is zero wherever a window reaches outside the image, so those windows count nothing.
+    # a is zero wherever a window reaches outside the image, so that those windows contribute nothing.
     a, b = torch.zeros(1, 1, *shape, dtype=torch.float64), noise(shape, 1)
     core = (..., *[slice(5, -5)] * len(shape))
     a[core] = noise(shape, 0)[core]
     expected = float(losses.lncc(a, b, 5, eps=1e-12))
     assert expected < -0.001
     assert float(losses.lncc(a, 0.4 * b + 0.3, 5, eps=1e-12)) == pytest.approx(expected, rel=1e-6)
-    assert float(losses.lncc(a, 1 - b, 5, eps=1e-12)) == pytest.approx(
-        expected, rel=1e-6
-    )  # squared: the sign too
+    # The correlation is squared, so that its sign does not matter either.
+    assert float(losses.lncc(a, 1 - b, 5, eps=1e-12)) == pytest.approx(expected, rel=1e-6)
 
 
 def literal_label_maps(moving, displacement, fixed, classes):
@@ -283,7 +282,7 @@ def blocks(shape, classes, seed, batch=1, edge=4):
 
 
 def motion(shape, reach, seed=2, batch=1):
-    """Displacements up to ``reach`` voxels, never close to a voxel, where the slope jumps."""
+    """Displacements up to ``reach`` voxels that avoid voxel centres, where the gradient jumps."""
     rng = np.random.default_rng(seed)
     size = (batch, len(shape), *shape)
     return torch.tensor(rng.integers(-reach, reach + 1, size) + rng.uniform(0.05, 0.95, size))
@@ -339,9 +338,9 @@ def test_label_terms_and_their_gradients_equal_warping_one_channel_per_class(cas
 def test_labels_of_every_integer_type_give_the_same_terms(dtype, shape, classes):
     moving, fixed, u = random_labels(shape, classes, 0), random_labels(shape, classes, 1), motion(shape, 2)
     for loss in LABEL_TERMS:
-        expected = gradients(lambda u: loss(moving, u, fixed, classes), u)
-        found = gradients(lambda u: loss(moving.to(dtype), u, fixed.to(dtype), classes), u)
-        mixed = gradients(lambda u: loss(moving.to(dtype), u, fixed.int(), classes), u)
+        expected = gradients(lambda u, loss=loss: loss(moving, u, fixed, classes), u)
+        found = gradients(lambda u, loss=loss: loss(moving.to(dtype), u, fixed.to(dtype), classes), u)
+        mixed = gradients(lambda u, loss=loss: loss(moving.to(dtype), u, fixed.int(), classes), u)
         assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(expected, found, mixed))
 
 
@@ -353,7 +352,8 @@ def test_label_terms_do_not_depend_on_how_many_planes_come_at_once(case, monkeyp
     found = []
     for voxels in (1, 3 * u[0, 0, 0].numel(), 10**9):  # one plane, three planes, all
         monkeypatch.setitem(label_overlap.CHUNK, "cpu", voxels)
-        found.append([gradients(lambda u: loss(moving, u, fixed, classes), u) for loss in LABEL_TERMS])
+        terms = [lambda u, loss=loss: loss(moving, u, fixed, classes) for loss in LABEL_TERMS]
+        found.append([gradients(term, u) for term in terms])
     for others in found[1:]:
         torch.testing.assert_close(others, found[0], rtol=1e-12, atol=1e-15)
 
@@ -389,7 +389,7 @@ def test_label_terms_take_displacements_of_any_memory_layout(shape, layout):
     for loss in LABEL_TERMS:
         leaf = view.detach().requires_grad_()
         value = loss(moving, leaf, fixed, 4)
-        expected = gradients(lambda u: loss(moving, u, fixed, 4), u.contiguous())
+        expected = gradients(lambda u, loss=loss: loss(moving, u, fixed, 4), u.contiguous())
         torch.testing.assert_close((value.detach(), *torch.autograd.grad(value, leaf)), expected)
 
 
@@ -403,7 +403,7 @@ def test_label_terms_need_far_less_memory_than_one_channel_per_class(monkeypatch
     changes = [e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = list(itertools.accumulate(changes))
     channels = 4 * classes * math.prod(shape)
-    assert 12 * math.prod(shape) <= max(held) < channels / 5  # the gradient at least
+    assert 12 * math.prod(shape) <= max(held) < channels / 5  # the memory holds at least the gradient
 
 
 @pytest.mark.parametrize("loss", LABEL_TERMS)
@@ -428,7 +428,7 @@ def test_labels_outside_the_classes_are_refused_in_one_line(loss, which, value, 
 @pytest.mark.parametrize("loss", LABEL_TERMS)
 @pytest.mark.parametrize("batches", [(2, 1, 2), (1, 2, 1), (1, 2, 2), (2, 2, 1)], ids=str)
 def test_label_maps_and_displacement_must_have_one_batch_size(loss, batches):
-    # silently, only the first label map would count
+    # Without the check, only the first label map would be used.
     moving, fixed = (random_labels((8, 9), 4, k, batch) for k, batch in zip((0, 2), (batches[0], batches[2])))
     with pytest.raises(ValueError, match="batch"):
         loss(moving, torch.zeros(batches[1], 2, 8, 9), fixed, 4)
@@ -437,7 +437,8 @@ def test_label_maps_and_displacement_must_have_one_batch_size(loss, batches):
 @pytest.mark.parametrize("loss", LABEL_TERMS)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), 1e30, float("nan")])
 def test_a_displacement_that_is_not_finite_breaks_no_label_term(loss, value):
-    # training reports a loss that is not finite by itself; a crash inside the label term would hide which pair it was
+    # Training itself reports a loss that is not finite. A crash inside the label term would hide which pair
+    # caused it.
     labels, u = [random_labels((8, 9), 4, k) for k in (0, 1)], motion((8, 9), 1)
     u[0, 1, 2, 3] = value
     u.requires_grad_()
@@ -473,7 +474,8 @@ def test_diffusion_equals_a_loop_over_neighbours(shape):
 @each_size
 @pytest.mark.parametrize("beta", [1, 2])
 def test_lddmm_energy_of_a_cosine_is_given_by_the_laplacians_eigenvalue(shape, beta):
-    # cos(pi k (x + 1/2) / n) is an eigenvector of the mirrored second difference: eigenvalue 2 cos(pi k / n) - 2.
+    # cos(pi k (x + 1/2) / n) is an eigenvector of the mirrored second difference, with the eigenvalue
+    # 2 cos(pi k / n) - 2.
     alpha, gamma = 0.3, 0.2
     dim, modes = len(shape), (2, 1, 3)
     v = torch.zeros(2, 3, dim, *shape, dtype=torch.float64)
@@ -482,9 +484,8 @@ def test_lddmm_energy_of_a_cosine_is_given_by_the_laplacians_eigenvalue(shape, b
         line = torch.cos(math.pi * modes[axis] * (torch.arange(n, dtype=torch.float64) + 0.5) / n)
         wave = wave * line.view([-1 if a == axis else 1 for a in range(dim)])
         decay += 2 - 2 * math.cos(math.pi * modes[axis] / n)
-    heights = torch.tensor(
-        [1.0, 2.0, 4.0], dtype=torch.float64
-    )  # one per time step; the integral is their mean
+    # One height per time step; the integral is their mean.
+    heights = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     v[:, :, 0] = heights.view(1, 3, *[1] * dim) * wave
     v[:, :, 1] = 0.5 * v[:, :, 0]
     mean_square = float(wave.square().mean()) * (1 + 4 + 16) / 3 * 1.25
@@ -557,7 +558,7 @@ def test_standard_terms_are_weighted_and_label_terms_dropped_without_labels(shap
 
 
 def literal_pooled(image):
-    """Mean over the 3^D neighbours of every second voxel, those that exist."""
+    """Mean over the 3^D neighbourhood of every second voxel, as far as it lies inside."""
     out = np.zeros([-(-s // 2) for s in image.shape])
     for where in np.ndindex(*out.shape):
         out[where] = image[tuple(slice(max(0, 2 * w - 1), 2 * w + 2) for w in where)].mean()
@@ -604,8 +605,7 @@ def test_velocity_kl_is_that_of_two_gaussians(shape):
                 precision[i, i] += prior
     total = 0
     for m, s in zip(mean.flatten(2).flatten(0, 1).numpy(), log_variance.flatten(2).flatten(0, 1).numpy()):
-        total += (
-            np.trace(precision @ np.diag(np.exp(s))) - s.sum() + m @ precision @ m
-        )  # the prior's own constant aside
+        # The prior's own constant is left out.
+        total += np.trace(precision @ np.diag(np.exp(s))) - s.sum() + m @ precision @ m
     expected = total / 2 / len(places) / 2  # per voxel and per pair of the batch
     assert float(losses.velocity_kl(mean, log_variance, prior)) == pytest.approx(expected, rel=1e-12)

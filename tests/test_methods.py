@@ -1,4 +1,4 @@
-"""Every method, 2D and 3D: it learns, finds known translations, answers in the package's convention; its published size."""
+"""Every method, 2D and 3D: training, known translations, the package's conventions, and published sizes."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from tvf_core.training import train
 from tvf_core.training.profiles import Profile
 from tvf_core.training.sampling import PairSampler
 
-# Reference: counted on the released networks. LapIRN by its start channel.
+# Parameter counts of the released networks; those of LapIRN by its start channel.
 COUNTS = [
     ("vm-2", 3, "large", 301_411),
     ("vm-2", 2, "large", 100_530),
@@ -66,20 +66,16 @@ def test_a_known_translation_comes_back_along_each_axis(method, dim):
     for axis, t in enumerate((2.0, -2.0, 2.0)[:dim]):
         shift = torch.zeros(1, dim, *pairs.shape)
         shift[:, axis] = -t
-        moving = fields.warp(
-            fixed, shift, padding="border"
-        )  # moving(x) = fixed(x - t), so warped(x) = moving(x + u(x)) needs u = t
+        # moving(x) = fixed(x - t), so that warped(x) = moving(x + u(x)) needs u = t.
+        moving = fields.warp(fixed, shift, padding="border")
         result = model.register(moving, fixed)
-        # seen only where the image changes along the axis
+        # A motion along the axis is visible only where the image changes along it.
         weight = torch.diff(fixed, dim=2 + axis, append=fixed.narrow(2 + axis, -1, 1)).square()
         found = ((result.displacement * weight).flatten(2).sum(-1) / weight.sum())[0]
-        exact = method == "convexadam" or (method, dim) == (
-            "lddmm",
-            3,
-        )  # they converge on each pair; networks come near
-        lost = (
-            method == "cyclemorph"
-        )  # in its budget it has learnt to explain the image, but by other motions too
+        # These methods converge on each pair; networks only come near.
+        exact = method == "convexadam" or (method, dim) == ("lddmm", 3)
+        # Within its budget CycleMorph has learnt to align the image, but partly by other motions.
+        lost = method == "cyclemorph"
         assert (0.93 if exact else 0.1 if lost else 0.4) < found[axis] / t < (1.07 if exact else 1.2), found
         assert lost or all(abs(u) < 0.3 * abs(t) for k, u in enumerate(found) if k != axis), found
         warped = fields.warp(moving, result.displacement)
@@ -92,7 +88,7 @@ def test_a_known_translation_comes_back_along_each_axis(method, dim):
 
 @pytest.mark.parametrize("dim,pairs", [(2, 6400), (3, 1200)])
 def test_all_shipped_weights_had_one_budget(dim, pairs):
-    """Ordered pairs seen in training, from the cards; the number the README states."""
+    """The cards give the number of ordered pairs seen in training, which is the one in the README."""
     for method in [m for m in available(dim) if METHODS[m].build]:
         card = json.loads(checkpoints.shipped(method, DATA[dim]).with_suffix(".json").read_text())
         settings = card["settings"]
@@ -184,7 +180,7 @@ def test_cyclemorph_minimises_its_formula(shape):
     b = batch(shape)
     moving, fixed = b["moving"], b["fixed"]
 
-    def g(which, x, y):  # x under the field that registers it to y
+    def g(which, x, y):  # x warped by the field that registers it to y
         return fields.warp(x, which(x, y)[0])
 
     there, back = g(whole.network, moving, fixed), g(whole.partner, fixed, moving)
@@ -208,7 +204,8 @@ def test_cyclemorph_minimises_its_formula(shape):
     torch.testing.assert_close(found, expected)
     sum(found.values()).backward()
     assert all(p.grad is not None for p in whole.parameters())
-    assert not any("partner" in name for name in network.state_dict())  # one direction registers
+    # Only one direction is needed for registration.
+    assert not any("partner" in name for name in network.state_dict())
 
 
 def test_cyclemorph_sees_as_many_ordered_pairs_in_half_the_steps(toy_data, tmp_path, monkeypatch):
@@ -224,10 +221,9 @@ def test_cyclemorph_sees_as_many_ordered_pairs_in_half_the_steps(toy_data, tmp_p
             method, Profile("toy2d", steps=7, batch=2), out=tmp_path / method, progress=False
         )
     assert cards["vm-2"]["pairs_seen"] == 14 and len(cards["vm-2"]["history"]) == 7
-    assert (
-        cards["cyclemorph"]["pairs_seen"] == 16 and len(cards["cyclemorph"]["history"]) == 4
-    )  # rounded up to whole steps
-    assert seen == [0, 2, 4, 6]  # never the same pair turned round
+    # The number of pairs is rounded up to whole steps.
+    assert cards["cyclemorph"]["pairs_seen"] == 16 and len(cards["cyclemorph"]["history"]) == 4
+    assert seen == [0, 2, 4, 6]  # no pair comes a second time in the other direction
 
 
 def test_vm_diff_draws_in_training_and_takes_the_mean_to_register(smooth_image):
@@ -302,7 +298,7 @@ def test_lapirn_compares_each_level_with_the_averaged_fixed_image(method):
     for k, (progress, windows) in enumerate(((0.1, (3,)), (0.4, (5, 3)), (0.9, (7, 5, 3)))):
         u, v = levels[k]
         assert u.shape[2:] == fixed[2 - k].shape[2:]
-        # the coarse grid's points in the full image: first and last voxels coincide
+        # Points of the coarse grid in the full image: the first and last voxels coincide.
         ratio = torch.tensor([(n - 1) / (s - 1) for n, s in zip((18, 17, 16), u.shape[2:])]).view(
             1, 3, 1, 1, 1
         )
@@ -311,9 +307,8 @@ def test_lapirn_compares_each_level_with_the_averaged_fixed_image(method):
         torch.testing.assert_close(
             terms["multiscale_lncc"], losses.multiscale_lncc(warped, fixed[2 - k], windows)
         )
-        rough = (
-            u if v is None else v[:, 0]
-        ) * 2  # the authors multiply normalised values by (size - 1): twice the voxels
+        # The authors multiply normalised values by (size - 1), which gives twice the value in voxels.
+        rough = (u if v is None else v[:, 0]) * 2
         penalty = sum(torch.diff(rough, dim=a).square().mean() for a in (2, 3, 4)) / 3
         torch.testing.assert_close(terms["diffusion"], weight * penalty)
         assert ("dice" in terms) == (k == 2)
@@ -348,7 +343,8 @@ def test_a_stationary_velocity_is_explained_by_its_flow(method, dim, smooth_imag
     lively_parameters(network, 1.5)
     moving, fixed = smooth_image(shape, seed=0), smooth_image(shape, seed=1)
     velocity = model.register(moving, fixed).velocity
-    with torch.no_grad():  # small, for a random field is rough (and softsign bends the large ones)
+    # The field must be small, because a random one is rough (and softsign bends large values).
+    with torch.no_grad():
         for layer in (
             [network.flow_mean] if method == "vm-diff" else [level.output[2] for level in network.levels]
         ):

@@ -1,4 +1,4 @@
-"""Scores against literal NumPy and SciPy versions and fields whose score is known."""
+"""Metrics against literal NumPy and SciPy versions and on fields whose value is known."""
 
 import itertools
 import math
@@ -90,7 +90,7 @@ def test_folding_percent_counts_a_known_fold(shape):
 
 def test_folding_percent_counts_the_border():
     u = torch.zeros(1, 2, 10, 10)
-    u[:, 1, :, 0] = 3.0  # only differences that reach the first column see it
+    u[:, 1, :, 0] = 3.0  # only differences that include the first column show it
     phi = np.arange(10.0) + np.array([3.0] + 9 * [0.0])
     assert metrics.folding_percent(u) == pytest.approx(100 * (np.gradient(phi) <= 0).mean())
     assert metrics.folding_percent(u) > 0
@@ -127,7 +127,8 @@ def box(shape, first, last):
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("shift", [0, 1, 3])
 def test_hd95_of_a_shifted_box_is_the_shift(dim, shift):
-    # Two opposite faces are `shift` apart; with four (six) faces of one size they are far more than 5 % of the surface.
+    # Two opposite faces are `shift` apart; of four (six) faces of one size they are far more than 5 % of the
+    # surface.
     shape = (31, 28, 29)[:dim]
     fixed = box(shape, [8] * dim, [18] * dim)
     moved = box(shape, [8 + shift] + [8] * (dim - 1), [18 + shift] + [18] * (dim - 1))
@@ -137,10 +138,9 @@ def test_hd95_of_a_shifted_box_is_the_shift(dim, shift):
 @pytest.mark.parametrize("dim", [2, 3])
 def test_hd95_takes_the_larger_direction_and_forgives_five_per_cent(dim):
     fixed = box((60, 31, 30)[:dim], [4] * dim, [24] * dim)
-    for size, score in (
-        (1, 0),
-        (8, 17),
-    ):  # a voxel far away has less than 5 % of all surface, a block of 8 more: its near side counts
+    # A single far voxel has less than 5 % of the surface; a block of size 8 has more, so its near side
+    # counts.
+    for size, score in ((1, 0), (8, 17)):
         far = fixed + box((60, 31, 30)[:dim], [40] + [10] * (dim - 1), [40 + size] + [10 + size] * (dim - 1))
         here = metrics.hd95(far, fixed, fixed, [1])[0]
         assert here == metrics.hd95(fixed, far, far, [1])[0]
@@ -149,7 +149,7 @@ def test_hd95_takes_the_larger_direction_and_forgives_five_per_cent(dim):
 
 def test_hd95_skips_labels_missing_before_the_warp_and_is_infinite_for_those_lost_in_it():
     one = box((12, 13, 14), [3] * 3, [8] * 3)
-    two = one.roll(5, 4)  # beside it
+    two = one.roll(5, 4)  # beside ``one``
     fixed, moving, warped = one + 2 * two, 2 * two + 3 * one, 1 * one
     scores = metrics.hd95(warped, fixed, moving, [1, 2, 3])  # 1 is missing in moving, 3 in fixed, 2 was lost
     assert np.isnan(scores[[0, 2]]).all() and np.isinf(scores[1])
@@ -158,7 +158,10 @@ def test_hd95_skips_labels_missing_before_the_warp_and_is_infinite_for_those_los
 def literal_ndv(u):
     """Liu et al.'s sums voxel by voxel, u (D, *S)."""
     dim, shape, total = len(u), u.shape[1:], 0.0
-    at = lambda x: np.array(x) + u[(slice(None), *np.clip(x, 0, np.array(shape) - 1))]  # noqa: E731
+
+    def at(x):
+        return np.array(x) + u[(slice(None), *np.clip(x, 0, np.array(shape) - 1))]
+
     for x in itertools.product(*map(range, shape)):
         x, corners = np.array(x), []
         for signs in itertools.product((1, -1), repeat=dim):
@@ -183,16 +186,15 @@ def test_ndv_equals_its_definition_voxel_by_voxel(shape):
 @pytest.mark.parametrize("shape", [(9, 6), (9, 6, 5)], ids=str)
 def test_ndv_sees_folds_that_central_differences_miss(shape):
     u = torch.zeros(1, len(shape), *shape)
-    u[:, 0, 1::2] = 1.5  # every second line is thrown over its neighbour: central differences see no change
+    u[:, 0, 1::2] = 1.5  # every second line moves past its neighbour, which central differences do not see
     assert metrics.folding_percent(u[..., 1:-1, :] if len(shape) == 2 else u, "replicated") < 40
     assert metrics.ndv_percent(u) > 15
     assert metrics.ndv_percent(0 * u) == 0
     mirrored = (
         -2 * torch.arange(shape[0], dtype=torch.float32).view(-1, *[1] * (len(shape) - 1)) * torch.ones(shape)
     )
-    u[:, 0] = (
-        mirrored  # x -> -x: every simplex is inside out; the replicated border keeps some of the outermost upright
-    )
+    # x -> -x turns every simplex inside out; the replicated border keeps some of the outermost upright.
+    u[:, 0] = mirrored
     inner = 100 * (shape[0] - 2) / shape[0]
     assert metrics.ndv_percent(u) > inner
 

@@ -1,4 +1,4 @@
-"""Networks: published parameter counts, literal versions of their parts, and maps that their velocity explains."""
+"""Networks: published parameter counts, literal versions of their parts, velocities that give their maps."""
 
 import gc
 import itertools
@@ -22,7 +22,7 @@ from tvf_core.networks.transmorph import TransMorph
 from tvf_core.networks.voxelmorph import VoxelMorphBackbone
 from tvf_core.registration import Registration
 
-# Instantiated from the released code (reference: parameter counts of TM and TM-TVF).
+# Parameter counts of TM and TM-TVF, counted in networks made by the released code.
 COUNTS = {  # (dim, what): tiny, small, base, large
     (3, "encoder"): (144_462, 6_441_864, 25_581_216, 70_695_536),
     (3, "shared"): (226_110, 11_667_336, 46_483_104, 107_854_448),
@@ -37,11 +37,10 @@ COUNTS = {  # (dim, what): tiny, small, base, large
     (2, "tvf8"): (162_286, 7_853_992, 31_111_216, 80_408_096),
     (2, "tvf12"): (178_062, 7_907_568, 31_207_992, 80_533_672),
 }
-UNUSED_C2 = (
-    27 * 2 * 16
-)  # the released half-resolution TM holds a convolution that it never calls; ours does not
+# Weights of a convolution that the released half-resolution TM holds but never calls; ours leaves it out.
+UNUSED_C2 = 27 * 2 * 16
 
-# One per kind; the released rule, whose warp is not the identity at zero, has tests of its own.
+# One method per kind. The released rules, whose warp is not the identity at zero, have tests of their own.
 WITH_NETWORK = [
     name for name, entry in METHODS.items() if entry.build and name not in ("tm-tvf-lddmm", "tm-tvf-released")
 ]
@@ -78,7 +77,8 @@ def test_voxelmorph_backbone_gives_quarter_resolution_features_of_the_published_
     dim, taps = len(shape), 3 ** len(shape)
     backbone = VoxelMorphBackbone(dim)
     assert backbone(torch.rand(1, 2, *shape)).shape == (1, 32, *[-(-s // 4) for s in shape])
-    # VM-2 down to 1/16 (16, 32, 32, 32), then 32 channels at 1/16, 1/8 (64 in) and 1/4 (64 in), each with bias.
+    # The layers of VM-2 go down to 1/16 (16, 32, 32, 32 channels); then 32 channels follow at 1/16, at 1/8
+    # and at 1/4 (the last two with 64 input channels), each with bias.
     layers = [(2, 16), (16, 32), (32, 32), (32, 32), (32, 32), (64, 32), (64, 32)]
     assert count(backbone) == sum(a * b * taps + b for a, b in layers)
 
@@ -112,8 +112,7 @@ def test_windows_are_literal_blocks_and_come_back(shape, window):
 def literal_mask(shape, window, corner):
     """Additive mask of the window at ``corner`` of a volume that was rolled by half a window.
 
-    Literally: after the roll a token stands next to others that it was not next to before iff one of them
-    wrapped around the (padded) edge. Wrapped or not, per axis, within one window, is all that counts."""
+    Two tokens of a window are separated if only one of them wrapped around the (padded) edge of an axis."""
     tokens = [[c + o for c, o in zip(corner, offset)] for offset in np.ndindex(*window)]
     wrapped = [[p >= n - w // 2 for p, n, w in zip(token, shape, window)] for token in tokens]
     return torch.tensor([[0.0 if i == j else -100.0 for j in wrapped] for i in wrapped])
@@ -123,7 +122,7 @@ def corners(shape, window):
     return itertools.product(*[range(0, s, w) for s, w in zip(shape, window)])
 
 
-ATTENTION_SIZES = [
+ATTENTION_SIZES = [  # some have one window only, along some axes or along all
     ((8, 9), (4, 3)),
     ((4, 9), (4, 3)),
     ((12, 3), (4, 3)),
@@ -134,7 +133,7 @@ ATTENTION_SIZES = [
     ((6, 3, 4), (2, 3, 2)),
     ((6, 3, 2), (2, 3, 2)),
     ((3, 4, 2), (3, 4, 2)),
-]  # also with one window only along some axes, or all
+]
 
 
 @pytest.mark.parametrize("shape,window", ATTENTION_SIZES, ids=str)
@@ -155,9 +154,8 @@ def literal_attention(layer, x, shifted):
     result = torch.empty_like(x)
     for b, corner in itertools.product(range(len(x)), corners(x.shape[1:-1], window)):
         box = (b, *[slice(c, c + w) for c, w in zip(corner, window)])
-        projected = (
-            x[box].reshape(-1, channels) @ layer.qkv.weight.T
-        )  # (tokens, 3 * heads * depth), in this order
+        # The shape is (tokens, 3 * heads * depth), in this order.
+        projected = x[box].reshape(-1, channels) @ layer.qkv.weight.T
         out = []
         for h in range(heads):
             q, k, v = (projected[:, part * channels + h * depth :][:, :depth] for part in range(3))
@@ -277,7 +275,8 @@ def test_the_released_method_halves_warps_and_integrates_by_its_own_rules(shape,
         expected = released.halve(moving) if k == 0 else released.warp(released.halve(moving), half[:, k])
         torch.testing.assert_close(image, torch.cat([expected, released.halve(fixed)], 1))
     torch.testing.assert_close(result.displacement, released.double(half[:, -1], shape))
-    torch.testing.assert_close(result.displacement, model.network(moving, fixed)[0])  # training sees the same
+    # Training uses the same map.
+    torch.testing.assert_close(result.displacement, model.network(moving, fixed)[0])
     torch.testing.assert_close(result.warped, released.warp(moving, result.displacement))
     assert (result.warped - fields.warp(moving, result.displacement)).abs().max() > 0.01
 
@@ -365,9 +364,8 @@ def test_gradients_reach_every_parameter(method, shape, smooth_image):
         displacement * torch.randn(displacement.shape, generator=torch.Generator().manual_seed(0))
     ).sum().backward()
     dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not [
-        name for name in dead if "flow_sigma" not in name
-    ]  # the variance of VM-diff reaches its loss alone
+    # The variance of VM-diff enters only its loss.
+    assert not [name for name in dead if "flow_sigma" not in name]
 
 
 @pytest.mark.parametrize("shape", [(15, 18), (5, 8, 7)], ids=str)
@@ -394,13 +392,13 @@ TOY_SIZES = [(17, 18), (20, 17), (17, 9, 10), (9, 10, 18)]
 
 
 def toy(shape, steps=3, depths=(2, 2, 2, 2), window=(2, 2, 2), dtype=torch.float64, **kwargs):
-    """The smallest TM-TVF, with heads that move something."""
+    """The smallest TM-TVF, with heads that give a visible motion."""
     size = dict(embed=8, depths=depths, heads=(2, 2, 2, 2), window=window[: len(shape)])
     return lively(build("tm-tvf", len(shape), size=size, time_steps=steps, **kwargs)).network.to(dtype)
 
 
 def literal_decoder(network, moving, fixed):
-    """Step by step, as the released code writes it: features upsampled and concatenated again for every velocity."""
+    """The decoder as the released code writes it, upsampling and concatenating features at every step."""
     own = network.method == "released"
     halve, double, warp = (
         (released if own else fields).__dict__[name] for name in ("halve", "double", "warp")
@@ -420,7 +418,7 @@ def literal_decoder(network, moving, fixed):
 
     u, velocities = torch.zeros(len(moving), network.dim, *shape, dtype=moving.dtype), []
     for k in range(steps):
-        warped = small if k == 0 else warp(small, u)  # a zero motion still is one under the released warp
+        warped = small if k == 0 else warp(small, u)  # the released warp moves even at zero displacement
         context = unit(network.cs[k], torch.cat([warped, target], 1))
         fine = F.interpolate(features, scale_factor=2, mode=mode, align_corners=False)
         fine = fine[(..., *[slice(0, s) for s in shape])]
@@ -453,9 +451,9 @@ def outcome(network, inputs, call=None):
 
 
 def largest_difference(found, expected):
-    """The worst of several tensors, each in parts of its largest expected value; and its name."""
+    """Largest difference of several tensors, each relative to its largest expected value, and its name."""
     assert found.keys() == expected.keys()
-    # where the mask leaves every token alone, the bias table's gradient is exp(-100) or so: no scale
+    # Where the mask separates all tokens, the bias table's gradient is about exp(-100) and gives no scale.
     parts = torch.stack(
         [(found[k] - e).abs().max() / e.abs().max().clamp_min(1e-30) for k, e in expected.items()]
     )
@@ -497,14 +495,12 @@ def test_computing_activations_again_changes_nothing(integrator, shape, training
         again = network(*inputs)[0]
         assert len(evaluations) == 8
         torch.testing.assert_close(again, results[0]["displacement"], rtol=0, atol=1e-12)
-        assert (
-            torch.allclose(network(*inputs)[0], again, atol=1e-3) != training
-        )  # other draws, another network
+        # In training, other random draws make another network.
+        assert torch.allclose(network(*inputs)[0], again, atol=1e-3) != training
 
 
-@pytest.mark.parametrize(
-    "shape", [(17, 18), (33, 9, 10)], ids=str
-)  # no level of 2 planes, see train._refuse_two_planes
+# No size gives a level of 2 planes; see train._refuse_two_planes.
+@pytest.mark.parametrize("shape", [(17, 18), (33, 9, 10)], ids=str)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_half_precision_leaves_fields_in_float32_and_close(shape, recompute, smooth_image):
     inputs = pair(shape, smooth_image, 2)
@@ -515,7 +511,7 @@ def test_half_precision_leaves_fields_in_float32_and_close(shape, recompute, smo
         found = outcome(network, inputs)
     for name in ("displacement", "velocity"):
         assert found[name].dtype == torch.float32 and not torch.equal(found[name], expected[name])
-        # bfloat16 keeps 8 bits; instance norms, which divide by small spreads, enlarge what is lost
+        # bfloat16 keeps 8 bits; instance norms divide by small spreads and so enlarge the rounding errors.
         assert (found[name] - expected[name]).norm() < 0.1 * expected[name].norm()
     assert all(torch.isfinite(gradient).all() for gradient in found.values())
 
@@ -547,7 +543,7 @@ def test_a_whole_training_step_compiles_without_a_graph_break(shape, backend, sm
 
 
 def registration(shape, smooth_velocity):
-    """As if a network had predicted a velocity on the half grid."""
+    """A registration as if a network had predicted a velocity on the half grid."""
     velocity = smooth_velocity([-(-s // 2) for s in shape], amplitude=1.0)
     displacement = integrate.flow(velocity, shape=shape)
     assert displacement.abs().max() > 1
@@ -574,7 +570,7 @@ def blob(shape, centre, width=2.5):
 @pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
 @pytest.mark.parametrize("to", ["fixed", "moving"])
 @pytest.mark.parametrize("with_velocity", [True, False])
-def test_points_images_and_labels_travel_together(shape, to, with_velocity, smooth_velocity):
+def test_points_images_and_labels_move_together(shape, to, with_velocity, smooth_velocity):
     result = registration(shape, smooth_velocity)
     if not with_velocity:
         result = Registration(result.displacement, result.warped)
@@ -582,7 +578,7 @@ def test_points_images_and_labels_travel_together(shape, to, with_velocity, smoo
     point = result.transport(centre.view(1, 1, -1), "points", to)[0, 0]
     assert (point - centre).norm() > 0.5
     image = result.transport(blob(shape, centre), "image", to)
-    weights = image.clamp_min(1e-6).pow(8)  # near the peak, where a blob stays a blob under a smooth map
+    weights = image.clamp_min(1e-6).pow(8)  # only near the peak does a smooth map keep the shape of the blob
     peak = (weights * fields.identity_grid(shape)).flatten(2).sum(-1)[0] / weights.sum()
     assert (peak - point).norm() < 0.3
     labels = (blob(shape, centre) > 0.5).long()
@@ -593,7 +589,7 @@ def test_points_images_and_labels_travel_together(shape, to, with_velocity, smoo
 
 
 @pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
-def test_there_and_back_is_where_it_began(shape, smooth_velocity):
+def test_transport_there_and_back_returns_to_the_start(shape, smooth_velocity):
     result = registration(shape, smooth_velocity)
     points = torch.rand(1, 200, len(shape), generator=torch.Generator().manual_seed(0)) * (
         torch.tensor(shape) - 1
@@ -614,7 +610,7 @@ def test_there_and_back_is_where_it_began(shape, smooth_velocity):
 
 @pytest.mark.parametrize("shape", [(64, 57), (44, 41, 42)], ids=str)
 def test_transport_under_the_released_rule_still_inverts(shape, smooth_velocity):
-    # Its own "inverse" is none; points, images and labels come back by a fixed point iteration instead.
+    # The released "inverse" does not invert; points, images and labels come back by a fixed-point iteration.
     velocity = smooth_velocity([-(-s // 2) for s in shape], amplitude=6.0)
     displacement = integrate.flow(velocity, "released", shape=shape)
     result = Registration(displacement, torch.zeros(1, 1, *shape), velocity, "released")
@@ -640,7 +636,7 @@ def test_images_of_any_floating_type_are_registered(dtype, smooth_image):
     )
 
 
-def test_a_released_network_says_so(smooth_image):
+def test_the_title_of_a_network_names_the_released_rules(smooth_image):
     assert build("tm-tvf", 2, integrator="released").title == "TM-TVF (released rules)"
     assert build("tm-tvf-released", 2).title == METHODS["tm-tvf-released"].title
     assert build("tm-tvf", 2).title == "TM-TVF"
@@ -676,7 +672,7 @@ def test_inverse_of_a_registration_without_velocity_undoes_it_too(smooth_field):
     assert metrics.inverse_consistency_error(result.inverse(), u).max() < 1e-3
 
 
-def test_weights_of_a_step_are_its_own():
+def test_every_step_has_its_own_weights():
     network = build("tm-tvf", 2, time_steps=3).network
     assert isinstance(network, TimeVaryingVelocity)
     for modules in (network.cs, network.up3s, network.reg_heads):
@@ -718,7 +714,7 @@ def test_a_head_predicts_the_displacement_of_one_interval(smooth_image):
 
 
 def test_a_recomputing_step_leaves_nothing_to_the_garbage_collector(smooth_image):
-    # A reference cycle would keep the recomputed graphs of all intervals alive: all that recomputing saves.
+    # A reference cycle would keep the recomputed graphs of all intervals alive and so undo the saving.
     model = build("tm-tvf", 2, time_steps=3)
     swin.recompute_activations(model.network.train())
     moving, fixed = pair((40, 37), smooth_image)

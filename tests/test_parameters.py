@@ -1,4 +1,4 @@
-"""Parameters of notebooks: unknown and mistyped ones are errors, whoever gives them."""
+"""Parameters of notebooks: unknown names and wrong types are errors, however they are given."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def namespace(cell="", **values):
     )
 
 
-def test_what_is_right_is_given_back():
+def test_right_parameters_are_returned():
     assert parameters.check(namespace("# Parameters\nsteps = 4\n", steps=4)) == dict(
         steps=4, lr=0.1, full=True, name="x", losses={}
     )
@@ -46,7 +46,7 @@ def test_what_is_right_is_given_back():
         (dict(losses="tm"), ["losses must be dict"]),
     ],
 )
-def test_what_is_wrong_is_named(values, words):
+def test_wrong_parameters_are_named(values, words):
     with pytest.raises(ValueError) as error:
         parameters.check(namespace(**values))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
@@ -74,7 +74,7 @@ def test_the_training_notebooks_take_every_key_of_a_profile(number):
         .read_text()
     )
     for name, value in demo.items():
-        if name != "test_pairs":  # the page scores fewer
+        if name != "test_pairs":  # the page evaluates fewer pairs
             assert yaml.safe_load(inferred[name]["default"]) == value
 
 

@@ -13,14 +13,15 @@ from tvf_core.reporting import claims, tables
 
 @pytest.fixture
 def build(tmp_path):
-    """``build(text)`` makes a page ``pages/one`` of it: (HTML, warnings, output folder)."""
+    """``build(text)`` builds a page ``pages/one`` with this text: (HTML, warnings, output folder)."""
     source, out = tmp_path / "source", tmp_path / "html"
     shutil.copytree(RESULTS, source / "book" / "results", ignore=shutil.ignore_patterns(".*"))
     shutil.copytree(ROOT / "book" / "weights" / "anatomies", source / "book" / "weights" / "anatomies")
     shutil.copy2(ROOT / "book" / "claims.yml", source / "book")
     (source / "pages").mkdir()
     (source / "conf.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'book' / '_ext')!r})\nextensions = ['myst_parser', 'results']\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'book' / '_ext')!r})\n"
+        "extensions = ['myst_parser', 'results']\n"
     )
     (source / "index.md").write_text("# Book\n\n```{toctree}\npages/one\n```\n")
 

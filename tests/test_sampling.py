@@ -1,4 +1,4 @@
-"""The order of pairs: epochs without repetition, both directions, shares of a batch, mirrored images."""
+"""Sampling of pairs: epochs without repetition, both directions, shares of a batch, mirrored images."""
 
 import itertools
 from collections import Counter
@@ -46,7 +46,7 @@ def test_an_epoch_of_images_has_every_image_first_once_with_a_random_partner():
     assert len(partners) == 42 and min(partners.values()) >= 2  # 10 on average
 
 
-def test_the_next_step_turns_the_pairs_round_and_orders_change():
+def test_the_next_step_reverses_the_pairs_and_epochs_differ_in_order():
     sampler = PairSampler(pairs_of(6), 3)
     draws = [sampler(step) for step in range(20)]
     for there, back in zip(draws[::2], draws[1::2]):
@@ -57,7 +57,7 @@ def test_the_next_step_turns_the_pairs_round_and_orders_change():
 
 
 def test_only_pairs_of_the_data_are_drawn():
-    listed = [(0, 1), (2, 3), (3, 2)]  # one of them in one direction only
+    listed = [(0, 1), (2, 3), (3, 2)]  # (0, 1) is listed in one direction only
     for epoch_of in ("pairs", "images"):
         sampler = PairSampler(pairs_of(4, listed), 1, epoch_of=epoch_of)
         assert {frozenset(sampler(step)[0]) for step in range(20)} == {frozenset((0, 1)), frozenset((2, 3))}

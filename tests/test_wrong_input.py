@@ -1,4 +1,4 @@
-"""Wrong input ends at once, with one line that says what was given and what is expected."""
+"""Wrong input raises an error at once, in one line that says what was given and what is expected."""
 
 import contextlib
 import subprocess

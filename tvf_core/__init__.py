@@ -2,20 +2,22 @@
 
 Conventions (everywhere in the package):
 
+- B is the batch, C the channels, D = 2 or 3 the dimensions, ``*S`` the spatial sizes, T the time steps;
 - an image is ``(B, C, *S)`` float, intensities in [0, 1];
-- a displacement ``u`` is ``(B, D, *S)`` in voxels of its own grid, component ``d`` moves along
+- a displacement ``u`` is ``(B, D, *S)`` in voxels of its own grid; component ``d`` moves along
   axis ``d``, and ``warped(x) = moving(x + u(x))`` for ``x`` on the fixed grid;
 - a velocity ``v`` is ``(B, T, D, *S)`` in voxels per unit time, ``t`` in [0, 1] in ``T`` steps.
 
-This module offers the names that most users need; the rooms hold the rest, each module saying what it is for.
+This module offers the names that most users need. All others are imported from the subpackages; the first
+line of each module says what it is for.
 """
 
 from importlib import import_module
 
 __version__ = "0.1.0"
 
-# Name offered here -> module that defines it, and its name there. Loaded at first use: ``import tvf_core`` stays quick,
-# and the Colab cell can import its own module before PyTorch is there.
+# Name offered here -> module that defines it, and its name in that module. Names are loaded at first use, so
+# that ``import tvf_core`` is quick and the Colab cell can import its own module before PyTorch is installed.
 OFFERED = {
     "load_data": ("tvf_core.data", "load"),
     "load_weights": ("tvf_core.checkpoints", "load"),

@@ -1,4 +1,4 @@
-"""Run cards: what produced a file, with which code, on what machine, in how long."""
+"""Run cards: the settings, code, machine and duration that produced a file; and peak memory."""
 
 from __future__ import annotations
 
@@ -23,26 +23,30 @@ PACKAGES = ("tvf_core", "data_download")
 
 
 def code_hash(source: str) -> str:
-    """Hash of what a piece of Python does: of its own code, and of every module of this project that it imports.
+    """Hash of a piece of Python and of every module of this project that it imports, directly or not.
 
-    A result ages when any of that code changes, directly imported or not. It does not age with comments, docstrings,
-    line breaks and spaces, with import statements, with the name or the place of a module, nor with a module that is
-    not imported, such as those that only draw or print.
+    A result is stale once this hash has changed. The hash does not depend on comments, docstrings, white
+    space, import statements, names and places of modules, nor on modules that are not imported, such as those
+    that only draw or print.
 
     Parameters
     ----------
-    source : code that parses: the cells of a notebook, one after the other, or ``import tvf_core.evaluation.evaluate``.
-        A module takes its own hash while it is imported: a process that outlives an edit then names the code that it
-        has loaded.
+    source : valid Python, such as the cells of a notebook, one after the other, or
+        ``import tvf_core.evaluation.evaluate``. A module computes its own hash while it is imported, so that
+        a process that runs on after an edit records the code that it has loaded.
+
+    Returns
+    -------
+    16 hexadecimal digits.
     """
     contents = sorted(filter(None, map(_content, closure(source).values())))
     return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
 
 
 def closure(source: str) -> dict[str, str]:
-    """Sources, by module name, of all modules of this project that a piece of Python imports, directly or not.
+    """Source, by module name, of all modules of this project that a piece of Python imports, directly or not.
 
-    The piece itself stands under the empty name.
+    The piece itself is stored under the empty name.
     """
     known, queue = {"": source}, [(source, "")]
     while queue:
@@ -57,9 +61,10 @@ def closure(source: str) -> dict[str, str]:
 
 @functools.cache
 def _imports(source: str, package: str) -> set[str]:
-    """Full names of what a module imports from ``PACKAGES``, with the packages that hold it.
+    """Full names that a module imports from ``PACKAGES``, and the packages that contain them.
 
-    Some of them are not modules but names within one. A name that the top of ``tvf_core`` offers stands for its module.
+    Some of these are names within a module. For a name that ``tvf_core`` itself offers, the result also has
+    the module that defines it.
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -84,7 +89,7 @@ def _imports(source: str, package: str) -> set[str]:
 
 @functools.cache
 def _content(source: str) -> str:
-    """Source without comments, docstrings, import statements and blanks; the same under every version of Python."""
+    """Source without comments, docstrings, imports and white space; the same in every version of Python."""
     cut, start, tokens = [], None, list(tokenize.generate_tokens(io.StringIO(source).readline))
     begins = True  # whether the next token begins a statement
     for token, following in zip(tokens, [*tokens[1:], tokens[-1]]):
@@ -108,7 +113,7 @@ def _content(source: str) -> str:
 
 
 def reset_peak(device) -> None:
-    """Start a new measurement for :func:`peak_mb`, on a GPU and on Linux; other systems cannot."""
+    """Reset the peak that :func:`peak_mb` reports; it has an effect on CUDA and on Linux only."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -117,9 +122,10 @@ def reset_peak(device) -> None:
 
 
 def peak_mb(device) -> float:
-    """Largest amount of memory in use since :func:`reset_peak`, in megabytes.
+    """Largest amount of memory in use since :func:`reset_peak`, in units of 2**20 bytes.
 
-    On a GPU that is the memory of tensors, elsewhere that of the whole process; NaN on a system that does not tell.
+    On CUDA it is the memory of tensors, elsewhere that of the whole process; NaN on systems that do not
+    report it.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -134,7 +140,7 @@ def peak_mb(device) -> float:
 
 
 def run_card(settings: dict, seconds: float, device, code: str) -> dict:
-    """Settings of a run together with versions, device, time and the hash of the code that did it (:func:`code_hash`)."""
+    """Settings of a run with versions, device, seconds and the hash of its code (:func:`code_hash`)."""
     return {
         "settings": settings,
         "seconds": round(seconds, 1),

@@ -1,7 +1,7 @@
-"""Weights: our safetensors files with the configuration inside, and the released ``.pth.tar`` checkpoints.
+"""Weights files: safetensors files with the configuration inside, and the released ``.pth.tar`` checkpoints.
 
-The released files are pickles. They are read without running anything in them: tensors, plain
-containers and the NumPy numbers that their optimiser part holds are allowed, all else is refused.
+Released checkpoints are pickles. They are read without running any code in them: tensors, plain containers
+and the NumPy numbers of the optimiser's state are allowed, and everything else is refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .model import Model
 from .networks.swin import relative_position_index
 from .paths import WEIGHTS, write_then_rename
 
-COMPACT_ABOVE = 2_000  # in compact files larger tensors have 8 bits a number; the small heads stay exact
-SCALE = ":scale"  # ends the name of the largest absolute value, over 127, of each row of such a tensor
-# Released baselines: an entry that only they have -> method, and how their names become ours.
+COMPACT_ABOVE = 2_000  # compact files store larger tensors with 8 bits a number; the small heads stay exact
+SCALE = ":scale"  # suffix of the entry with each row's scale: its largest absolute value, divided by 127
+# Released baselines: an entry that only this baseline has -> method, and substitutions that give our names.
 BASELINES = {
     "unet_model.downarm.0.main.weight": (
         "vm-2",
@@ -63,10 +63,10 @@ BASELINES = {
         ),
     ),
 }
-_scalar = np.float64(0).__reduce__()[0]  # what a pickled NumPy number calls
+_scalar = np.float64(0).__reduce__()[0]  # the function that a pickled NumPy number calls
 NUMPY_NUMBERS = [
-    (_scalar, "numpy._core.multiarray.scalar"),
-    (_scalar, "numpy.core.multiarray.scalar"),  # its names since and before NumPy 2
+    (_scalar, "numpy._core.multiarray.scalar"),  # its name since NumPy 2
+    (_scalar, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
     np.dtype,
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32")),
 ]
@@ -75,8 +75,9 @@ NUMPY_NUMBERS = [
 def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, compact: bool = False) -> None:
     """Write a network's weights and configuration to a ``.safetensors`` file.
 
-    ``compact`` rounds the numbers of large tensors to 8 bits of the largest in their row (index of the first axis): a
-    quarter of the size. The weights that come with the book are stored, and scored, so.
+    ``compact`` stores each large tensor as 8-bit integers with one scale per row (index of the first axis),
+    which takes a quarter of the space. The book's weights are stored in this form, and its results are
+    computed with these rounded numbers. OSError if the file cannot be written.
     """
     tensors = {}
     for name, tensor in state.items():
@@ -91,7 +92,7 @@ def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, comp
             save_file(tensors, temporary, metadata={"network": json.dumps(asdict(config))})
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {' '.join(str(error).split())}") from None
-        temporary.chmod(0o644)  # safetensors lets only the owner read
+        temporary.chmod(0o644)  # safetensors makes files that only the owner can read
 
 
 def load(path: Path, window: tuple[int, ...] | None = None, method: str = "") -> Model:
@@ -99,21 +100,21 @@ def load(path: Path, window: tuple[int, ...] | None = None, method: str = "") ->
 
     Parameters
     ----------
-    path : any name that does not end in ``.safetensors`` is read as a released checkpoint (``.pth.tar``
-        or a bare state dict). TM and TM-TVF (Chen et al.) and the TransMorph repository's VM-diff then follow the
-        released rules: ``config.integrator == "released"``. VM-2 and CycleMorph (same repository) and LapIRN (its
-        authors) need none.
-    window : attention window of a released TM or TM-TVF, where the file leaves it open.
-    method : what a released checkpoint is, where its layers leave it open: ``lapirn`` (the default) or
-        ``lapirn-diff``; ``tm-tvf`` or ``tm-tvf-lddmm``.
+    path : a file whose name does not end in ``.safetensors`` is read as a released checkpoint (``.pth.tar``
+        or a bare state dict). TM and TM-TVF (Chen et al.) and the TransMorph repository's VM-diff then follow
+        the released rules: ``config.integrator == "released"``. VM-2 and CycleMorph (same repository) and
+        LapIRN (its authors) need no such rules.
+    window : attention window of a released TM or TM-TVF, if the file does not determine it.
+    method : method of a released checkpoint, if its layers fit two: ``lapirn`` (the default) or
+        ``lapirn-diff``; ``tm-tvf`` (the default) or ``tm-tvf-lddmm``.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        In one line: not a checkpoint, cut short, of another network, or a pickle that asks for more than
-        numbers.
+        The file is not a checkpoint, is cut short, holds another network, or is a pickle that asks for more
+        than numbers. The message is one line.
     """
     path = Path(path)
     if not path.is_file():
@@ -123,7 +124,7 @@ def load(path: Path, window: tuple[int, ...] | None = None, method: str = "") ->
         return _from_released(path, window, method)
     if window is not None or method:
         raise ValueError(
-            f"{path.name} knows its own window and method; they are for released checkpoints only"
+            f"{path.name} stores its own window and method; give them for released checkpoints only"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -141,16 +142,16 @@ def load(path: Path, window: tuple[int, ...] | None = None, method: str = "") ->
 
 
 def shipped(method: str, data: str) -> Path:
-    """Where the weights that come with the book lie."""
+    """Path of the weights that the book ships for a method and a data set."""
     return WEIGHTS / data / f"{method}.safetensors"
 
 
 def released_config(state: dict[str, torch.Tensor], window: tuple[int, ...] | None = None) -> NetworkConfig:
     """Configuration of a released TM or TM-TVF network, from the names and shapes in its state dict.
 
-    Index buffers pin the attention window. Without them it is 1/32 of the image size that a warp's
-    grid tells, or the published one, as long as the shape of the bias table allows it; else ValueError
-    asks for ``window``.
+    The attention window follows from the index buffers. Without them it is 1/32 of the image size stored in
+    the warp's grid, or the published window, if the number of rows of the bias table allows it; otherwise a
+    ValueError asks for ``window``.
     """
     patch = _entry(state, "transformer.patch_embed.proj.weight", 4, 5)
     dim, embed = patch.dim() - 2, patch.shape[0]
@@ -207,7 +208,7 @@ def _from_released(path: Path, window: tuple[int, ...] | None, method: str) -> M
         model.network.load_state_dict(
             _renamed(state, config, model.network.state_dict(), baseline[1] if baseline else ())
         )
-    except Exception as error:  # tensors of absurd shapes end in errors of every kind
+    except Exception as error:  # tensors of absurd shapes raise errors of every kind
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path.name} is not a released checkpoint that can be used: {reason}") from None
     return model
@@ -215,7 +216,7 @@ def _from_released(path: Path, window: tuple[int, ...] | None, method: str) -> M
 
 def _baseline_config(state: dict[str, torch.Tensor], method: str) -> NetworkConfig:
     """Configuration of a released VM-2, VM-diff, CycleMorph or LapIRN."""
-    first = max(state.values(), key=torch.Tensor.dim)  # a convolution: its kernel tells the dimension
+    first = max(state.values(), key=torch.Tensor.dim)  # a convolution, whose kernel shows the dimension
     rest = {"integrator": "released"} if method == "vm-diff" else {}
     if method == "lapirn":
         rest["size"] = {"start": _entry(state, "down_conv.weight", 4, 5).shape[0] // 4}
@@ -223,15 +224,14 @@ def _baseline_config(state: dict[str, torch.Tensor], method: str) -> NetworkConf
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """State dict in a file of ``torch.save``, or under ``state_dict`` in it; nothing but numbers is unpickled."""
+    """Read a state dict, bare or under ``state_dict``, from a ``torch.save`` file; unpickle numbers only."""
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about pickle protocols: whatever cannot be read ends in an error
-            # mapped, not read: three quarters of a released file are the optimiser's
+            # The warnings concern pickle protocols; a file that cannot be read raises an error in any case.
+            warnings.simplefilter("ignore")
+            # The file is memory-mapped, because three quarters of a released one are the optimiser's state.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises half a dozen kinds for files it cannot read
+    except Exception as error:  # torch raises many kinds of errors for files that it cannot read
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked or re.search("Can only build|Trying to call", str(error)):
             what = f"run {asked[1]}" if asked else "build objects"
@@ -246,9 +246,8 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{path.name} holds no state dict (names and tensors), neither directly nor as 'state_dict'"
         )
-    return {
-        str(name).removeprefix("module."): tensor for name, tensor in state.items()
-    }  # DataParallel adds "module."
+    # DataParallel adds "module." to every name.
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def _renamed(
@@ -257,8 +256,11 @@ def _renamed(
     ours: dict[str, torch.Tensor],
     names: tuple[tuple[str, str], ...],
 ) -> dict[str, torch.Tensor]:
-    """Released entries under our names, without buffers; ValueError names what is missing, unexpected or misshapen."""
-    unused = ("c2.",) if (config.method, config.head) == ("tm", "half") else ()  # stored, but never called
+    """Rename the released entries to ours and drop buffers.
+
+    ValueError names the entries that are missing, unexpected or of another shape.
+    """
+    unused = ("c2.",) if (config.method, config.head) == ("tm", "half") else ()  # stored but never used
     shared = ("transformer.", "up0.", "up1.", "up2.")
     found = {}
     for name, tensor in state.items():
@@ -303,7 +305,8 @@ def _window(state: dict, rows: int, dim: int, wanted: tuple[int, ...] | None) ->
     if wanted is not None:
         if tuple(wanted) not in possible:
             raise ValueError(
-                f"window {tuple(wanted)} does not fit its bias table of {rows} rows (or its index); possible: {', '.join(map(str, possible))}"
+                f"window {tuple(wanted)} does not fit its bias table of {rows} rows (or its index); "
+                f"possible: {', '.join(map(str, possible))}"
             )
         return tuple(wanted)
     grid = state.get("spatial_trans.grid")
@@ -312,12 +315,12 @@ def _window(state: dict, rows: int, dim: int, wanted: tuple[int, ...] | None) ->
         if guess in possible:
             return guess
     raise ValueError(
-        f"it does not tell its attention window; give one of {', '.join(map(str, sorted(possible)))}"
+        f"its attention window is not stored; give one of {', '.join(map(str, sorted(possible)))}"
     )
 
 
 def _entry(state: dict, name: str, *axes: int) -> torch.Tensor:
-    """A tensor of the state dict that has to be there, with one of these numbers of axes."""
+    """Entry ``name`` of a state dict; ValueError if it is missing or has a number of axes not in ``axes``."""
     if name not in state:
         raise ValueError(f"missing: {name}")
     if state[name].dim() not in axes:
@@ -328,7 +331,7 @@ def _entry(state: dict, name: str, *axes: int) -> torch.Tensor:
 
 
 def _numbered(state: dict, pattern: str) -> int:
-    """One more than the highest number that the pattern's group finds at the beginning of names; 0 if none."""
+    """One more than the highest number that the pattern's group matches at the start of a name; 0 if none."""
     return 1 + max((int(m[1]) for name in state if (m := re.match(pattern, name))), default=-1)
 
 

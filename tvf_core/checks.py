@@ -6,19 +6,20 @@ import torch
 
 
 def spatial_rank(image: torch.Tensor, name: str = "image") -> int:
-    """Number of spatial dimensions of a ``(B, C, *S)`` tensor; ValueError unless 2 or 3."""
+    """Return the number of spatial dimensions of a ``(B, C, *S)`` tensor; ValueError unless it is 2 or 3."""
     if not isinstance(image, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(image).__name__}")
     rank = image.dim() - 2
     if rank not in (2, 3):
         raise ValueError(
-            f"{name}: expected shape (batch, channel, *space) with 2 or 3 spatial axes, got {tuple(image.shape)}"
+            f"{name}: expected shape (batch, channel, *space) with 2 or 3 spatial axes, "
+            f"got {tuple(image.shape)}"
         )
     return rank
 
 
 def check_field(field: torch.Tensor, name: str = "displacement") -> int:
-    """Check a ``(B, D, *S)`` vector field and give its D."""
+    """Check a vector field ``(B, D, *S)`` and return D; TypeError or ValueError if it is not one."""
     rank = spatial_rank(field, name)
     if field.shape[1] != rank:
         raise ValueError(f"{name}: {rank}D space needs {rank} components, got shape {tuple(field.shape)}")
@@ -28,9 +29,9 @@ def check_field(field: torch.Tensor, name: str = "displacement") -> int:
 
 
 def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None, values: bool = True) -> int:
-    """Check two images for registration: same shape, one channel, float, finite; give their D.
+    """Check two images for registration (same shape, one channel, float, finite) and return their D.
 
-    ``values=False`` leaves out what would make a GPU's queue wait: whether all values are finite.
+    ``values=False`` skips the search for NaN and infinite values, for which the host must wait for a GPU.
     """
     for name, image in (("moving", moving), ("fixed", fixed)):
         rank = spatial_rank(image, name)
@@ -57,9 +58,9 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None
 def check_labels(
     labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels", values: bool = True
 ) -> int:
-    """Check a ``(B, 1, *S)`` integer label map (same space as ``like`` if given); give its D.
+    """Check an integer label map ``(B, 1, *S)``, of the same size as ``like`` if given, and return its D.
 
-    ``values=False`` leaves out whether any value is negative, for a caller that looks at the values itself.
+    ``values=False`` skips the search for negative values, for callers that inspect the values themselves.
     """
     rank = spatial_rank(labels, name)
     if labels.is_floating_point() or labels.dtype == torch.bool:
@@ -74,20 +75,21 @@ def check_labels(
 
 
 def check_points(points: torch.Tensor, displacement: torch.Tensor) -> None:
-    """Check ``(B, K, D)`` voxel coordinates against the displacement that is to carry them."""
+    """Check voxel coordinates ``(B, K, D)`` against the displacement ``(B, D, *S)`` that will move them."""
     rank = check_field(displacement)
     if not isinstance(points, torch.Tensor):
         raise TypeError(f"points: expected a torch.Tensor, got {type(points).__name__}")
     if points.dim() != 3 or points.shape[0] != displacement.shape[0] or points.shape[2] != rank:
         raise ValueError(
-            f"points: expected ({displacement.shape[0]}, number, {rank}) voxel coordinates, got shape {tuple(points.shape)}"
+            f"points: expected ({displacement.shape[0]}, number, {rank}) voxel coordinates, "
+            f"got shape {tuple(points.shape)}"
         )
     if not points.is_floating_point():
         raise TypeError(f"points: expected floating-point voxel coordinates, got {points.dtype}")
 
 
 def one_of(value: str, known, what: str) -> str:
-    """Return ``value`` if it is among ``known``; otherwise a ValueError that lists what is known."""
+    """Return ``value`` if it is among ``known``; otherwise raise a ValueError that lists the known names."""
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}; known: {', '.join(sorted(known))}")
     return value

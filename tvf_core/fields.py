@@ -1,8 +1,8 @@
 """Displacement fields as pure functions: grid, warp, compose, resize, Jacobian, inversion.
 
 A map phi = Id + u is stored as its displacement u, ``(B, D, *S)`` in voxels of its own grid,
-component d along axis d. 2D and 3D share every line. Fields are float32 or float64: half
-precision cannot address voxels, so lower precisions are raised to float32.
+component d along axis d. 2D and 3D share one code path. Fields are float32 or float64: lower
+precisions are raised to float32, because half precision is too coarse for voxel coordinates.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ MODES = {"linear": "bilinear", "nearest": "nearest"}  # grid_sample calls trilin
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.dtype:
-    """The tensor's type, or float32 if that is wider: half precision cannot address voxels."""
+    """Wider of a tensor's dtype and float32; half precision is too coarse for voxel coordinates."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def for_sums(device: torch.device) -> torch.dtype:
-    """Type for sums over a whole image: float64, which only Apple's GPUs do not know."""
+    """Dtype for sums over a whole image: float64, or float32 on Apple's GPUs, which lack float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -38,11 +38,11 @@ def sample(
 
     Parameters
     ----------
-    image : (B, C, *S) float; a batch of 1 serves all points.
+    image : (B, C, *S) float; a batch of 1 is sampled at the points of every batch element.
     points : (B, D, *P) voxel coordinates on the image's grid; ``P`` is any D-dimensional shape.
     mode : ``linear`` or ``nearest``.
-    padding : ``zeros`` outside the image (images, labels) or ``border`` (fields: a field that drops
-        to zero outside would tear the map at the edge).
+    padding : ``zeros``: the image is 0 outside its grid, for images and labels. ``border``: it keeps its
+        border value, for fields, because a field that drops to zero outside would tear the map at the edge.
 
     Returns
     -------
@@ -50,23 +50,23 @@ def sample(
 
     Notes
     -----
-    The only place that knows the sampler's normalised coordinates. They are those of
-    ``align_corners=True``: -1 and 1 are the centres of the first and last voxel, so that a zero
+    Only this function converts voxels to the normalised coordinates of PyTorch's ``grid_sample``. They are
+    those of ``align_corners=True``: -1 and 1 are the centres of the first and last voxel, so that a zero
     displacement is the identity for odd and even sizes. In float32 they resolve about ``s * 6e-8``
     voxels along an axis of s voxels (1e-5 at 224); float64 has no such limit in practice.
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
     dtype = at_least_float32(image)
-    # Differences to the centre first: 2x/(s-1) - 1 would lose the last bits of large coordinates.
+    # The centre is subtracted first: 2x/(s-1) - 1 would lose the last bits of large coordinates.
     half = [(s - 1) / 2 for s in image.shape[2:]]
     normalised = [(points[:, d].to(dtype) - h) / max(h, 0.5) for d, h in enumerate(half)]
-    grid = torch.stack(normalised[::-1], dim=-1)  # the sampler wants the last axis first
+    grid = torch.stack(normalised[::-1], dim=-1)  # grid_sample expects the last axis first
     if grid.shape[0] != image.shape[0]:  # one image at many places, or many images at the same places
         batch = max(grid.shape[0], image.shape[0])
         if 1 not in (grid.shape[0], image.shape[0]):
             raise ValueError(
-                f"a batch of {image.shape[0]} images and one of {grid.shape[0]} maps do not go together"
+                f"cannot sample a batch of {image.shape[0]} images with a batch of {grid.shape[0]} maps"
             )
         grid, image = grid.expand(batch, *grid.shape[1:]), image.expand(batch, *image.shape[1:])
     return F.grid_sample(image.to(dtype), grid, mode=MODES[mode], padding_mode=padding, align_corners=True)
@@ -81,6 +81,7 @@ def warp(
     ----------
     image : (B, C, *S) float. For integer label maps use :func:`warp_labels`.
     displacement : (B, D, *S) voxels, on the grid of the result.
+    mode, padding : as in :func:`sample`.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def warp(
     --------
     >>> import torch
     >>> image = torch.rand(1, 1, 5, 6)
-    >>> shift = torch.zeros(1, 2, 5, 6); shift[:, 1] = 1.0          # look one voxel along axis 1
+    >>> shift = torch.zeros(1, 2, 5, 6); shift[:, 1] = 1.0          # read one voxel further on
     >>> torch.allclose(warp(image, shift)[..., :-1], image[..., 1:])
     True
     """
@@ -106,8 +107,8 @@ def warp(
 def warp_labels(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     """Pull an integer label map ``(B, 1, *S)`` back by nearest neighbour.
 
-    As in Learn2Reg's evaluation, whatever comes from outside ``[0, s - 1]`` is background, also from
-    within half a voxel of the border.
+    As in Learn2Reg's evaluation, a voxel becomes background if its source lies outside ``[0, s - 1]`` along
+    any axis, even by less than half a voxel.
     """
     check_labels(labels, displacement)
     warped = warp(labels.to(torch.float32), displacement, "nearest", "border").to(labels.dtype)
@@ -128,7 +129,7 @@ def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
 def transform_points(points: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     """Where ``Id + displacement`` sends points: ``(B, K, D)`` voxel coordinates, ``x + u(x)``.
 
-    Between voxels u is interpolated linearly, outside the grid it continues as at the border. Note the
+    u is interpolated linearly between voxels and keeps its border value outside the grid. Note the
     direction: the displacement that pulls the moving image onto the fixed one sends points of the
     fixed image to the moving one.
     """
@@ -139,10 +140,10 @@ def transform_points(points: torch.Tensor, displacement: torch.Tensor) -> torch.
 
 
 def resize(displacement: torch.Tensor, shape) -> torch.Tensor:
-    """Bring a field to another grid over the same field of view; values become voxels of that grid.
+    """Resample a displacement to another grid over the same field of view, in voxels of the new grid.
 
-    Linear interpolation between voxel centres (``align_corners=False``), which is the geometry of
-    2 x 2 average pooling; a factor of 2 in size doubles the values.
+    The interpolation is linear with ``align_corners=False``, which matches the voxel centres of 2 x 2 average
+    pooling. Doubling the size doubles the values.
     """
     rank = check_field(displacement)
     shape = tuple(int(s) for s in shape)
@@ -155,19 +156,22 @@ def resize(displacement: torch.Tensor, shape) -> torch.Tensor:
 
 
 def halve(image: torch.Tensor) -> torch.Tensor:
-    """Image at half resolution, ``ceil(S / 2)``, by 2 x 2 (x 2) averages; an odd last voxel stays alone."""
+    """Halve an image to ``ceil(S / 2)`` by 2 x 2 (x 2) averages; an odd last voxel is not averaged."""
     pool = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
     return pool(image, 2, ceil_mode=True)
 
 
 def average_down(image: torch.Tensor) -> torch.Tensor:
-    """Image ``(B, C, *S)`` at half resolution, ``ceil(S / 2)``: means of width 3 at every second voxel, without what lies outside."""
+    """Halve an image ``(B, C, *S)`` to ``ceil(S / 2)`` by means of width 3 at every second voxel.
+
+    At the border, the mean is over the voxels inside the image only.
+    """
     pool = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
     return pool(image, 3, 2, 1, count_include_pad=False)
 
 
 def double(displacement: torch.Tensor, shape) -> torch.Tensor:
-    """Field of a :func:`halve`-d grid on the full grid ``shape``: exactly twice as fine, values doubled."""
+    """Resample a field from the half grid of :func:`halve` to the full grid ``shape``, values doubled."""
     fine = resize(displacement, [2 * s for s in displacement.shape[2:]])
     return fine[(..., *[slice(0, int(s)) for s in shape])]
 
@@ -190,7 +194,7 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
 
 
 def determinant(matrix: torch.Tensor) -> torch.Tensor:
-    """Determinant of ``(B, D, D, *S)`` matrices for D = 2, 3, written out: exact sign, no pivoting."""
+    """Determinant of ``(B, D, D, *S)`` matrices, D = 2 or 3, by the explicit formula, without pivoting."""
     m = matrix
     if m.shape[1] == 2:
         return m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0]
@@ -204,9 +208,9 @@ def determinant(matrix: torch.Tensor) -> torch.Tensor:
 def invert(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
     """Approximate inverse of ``Id + u`` by the fixed point ``w <- -u o (Id + w)``.
 
-    For fields that come without a velocity. Converges where the gradient of u stays below 1;
-    where the map folds there is no inverse and the result is meaningless. A map that comes from a
-    velocity needs no iteration: ``integrate.flow(velocity, t0=1, t1=0)``.
+    It serves fields that come without a velocity. It converges where the gradient of u stays below 1;
+    where the map folds, no inverse exists and the result is meaningless. The inverse of a map that comes
+    from a velocity needs no iteration: ``integrate.flow(velocity, t0=1, t1=0)``.
     """
     check_field(displacement)
     inverse = torch.zeros_like(displacement)

@@ -1,4 +1,4 @@
-"""Where things lie: the repository's folders, the run folder, the cache; and how files are written."""
+"""Paths of the repository, runs, data and cache; writing files atomically; hashes of files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def runs() -> Path:
 
 
 def data_root() -> Path:
-    """Folder of the data sets that ``python -m data_download`` prepares: ``$TVF_DATA``, else ``data/`` beside the package."""
+    """Folder of the data sets that ``python -m data_download`` prepares.
+
+    It is ``$TVF_DATA`` or, without it, ``data/`` beside the package.
+    """
     return Path(os.environ.get("TVF_DATA") or ROOT / "data")
 
 
@@ -32,7 +35,7 @@ def cache() -> Path:
 
 @contextlib.contextmanager
 def write_then_rename(path: Path):
-    """Give a temporary path beside ``path`` and rename it there on success: no half-written files."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -43,13 +46,13 @@ def write_then_rename(path: Path):
 
 
 def write_json(path: Path, content) -> None:
-    """Write JSON atomically, readable and stable in a diff."""
+    """Write JSON atomically, indented so that people can read it and a diff stays small."""
     with write_then_rename(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def sha256(*paths: Path) -> str:
-    """Hash of files' contents, in the order given."""
+    """SHA-256, in hexadecimal, of the contents of files read in the given order."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:

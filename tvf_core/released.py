@@ -1,7 +1,7 @@
-"""What the released TransMorph code does differently, each rule under the name of the one it stands in for.
+"""Rules of the released TransMorph code that differ from the paper's equations.
 
-``warp``, ``halve`` and ``double`` replace those of ``fields``, ``advance`` that of ``integrate`` and
-``lddmm_energy`` that of ``losses``.
+Each function has the name of the one that it replaces: ``warp``, ``halve`` and ``double`` of ``fields``,
+``advance`` of ``integrate`` and ``lddmm_energy`` of ``losses``.
 
 Only with these rules does a network with released weights return what that code returns. The code is
 ``junyuchen245/TransMorph_TVF`` (2022-07-14). Everywhere else the project follows the equations of the
@@ -18,48 +18,47 @@ from .checks import check_field, spatial_rank
 
 
 def sampled(displacement: torch.Tensor) -> torch.Tensor:
-    """Displacement that the released warp really applies when it is given ``displacement``.
+    """Displacement that the released warp applies in effect when it is given ``displacement``.
 
-    Its sampler takes ``align_corners=False`` while the coordinates are normalised for True, so that
-    position p along an axis of s voxels is read at ``p s / (s - 1) - 1/2``: half a voxel off at
-    both ends, right in the middle. Shapes ``(B, D, *S)``, voxels.
+    The released sampler uses ``align_corners=False``, but its coordinates are normalised for True. Position p
+    along an axis of s voxels is therefore read at ``p s / (s - 1) - 1/2``: half a voxel off at both ends,
+    exact in the middle. Both displacements are ``(B, D, *S)`` in voxels.
     """
     check_field(displacement)
     shape = displacement.shape[2:]
     grid = fields.identity_grid(shape, displacement.device, fields.at_least_float32(displacement))
     size = grid.new_tensor(shape).view(1, -1, *[1] * len(shape))
-    span = (size - 1).clamp_min(
-        1
-    )  # an axis of one voxel has no span; the released code divides by zero there
+    # An axis of one voxel has no span; the released code divides by zero there.
+    span = (size - 1).clamp_min(1)
     return displacement * size / span + grid / span - 0.5
 
 
 def warp(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """``image`` under the released warp: corners mismatched (:func:`sampled`), zeros outside."""
+    """Warp ``image`` as the released code does: mismatched corners (:func:`sampled`), zeros outside."""
     return fields.warp(image, sampled(displacement))
 
 
 def halve(image: torch.Tensor) -> torch.Tensor:
-    """Image at half resolution: means of width 3 at every second voxel; zeros beyond the border count.
+    """Halve an image by means of width 3 at every second voxel, with zeros beyond the border.
 
-    Sample i is centred on voxel 2i, half a voxel from where the doubling of fields puts it (2i + 1/2).
+    Sample i is centred on voxel 2i, whereas the doubling of fields places it at 2i + 1/2.
     """
     pool = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
     return pool(image, 3, 2, 1)
 
 
 def double(displacement: torch.Tensor, shape) -> torch.Tensor:
-    """Field of a halved grid on the full grid ``shape``, its values unchanged: the motion becomes half as far."""
+    """Resample a half-grid field to the full grid ``shape``, values unchanged, which halves the motion."""
     return fields.double(displacement, shape) / 2
 
 
 def advance(interval: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """The released update ``u + v o (Id + v)``: the new field samples itself, the map so far never enters.
+    """Released update ``u + v o (Id + v)``: v is sampled at its own displacement, not at the accumulated u.
 
     Parameters
     ----------
-    interval : (B, D, *S) motion of one time interval, v_t / N, in voxels; negated for the "inverse".
-    displacement : (B, D, *S) the sum so far.
+    interval : (B, D, *S) voxels; v, the motion of one time interval, v_t / N; negated for the "inverse".
+    displacement : (B, D, *S) voxels; u, the sum of the updates so far.
     """
     return displacement + warp(interval, interval)
 

@@ -1,7 +1,9 @@
-"""``tvf bench``: the hot operations in our form, the literal one and those of other packages, side by side.
+"""``tvf bench``: time and memory of the expensive operations in several forms, side by side.
 
-``operations`` has the operations and their inputs, ``literal`` the slow forms that ours must equal, ``peers``
-those of other packages, ``measure`` the clock. Seconds are a machine's; compare them within one run only.
+The forms are ours, the literal one, and those of other packages. ``operations`` defines the operations and
+their inputs, ``literal`` the slow forms that ours must equal, ``peers`` those of other packages, ``measure``
+the measuring of time and memory. Seconds depend on the machine, so that only those of one run can be
+compared.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ __all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "of_profile",
 CODE = code_hash(f"import {__name__}")
 OPERATIONS = {**COMPUTATIONS, "loading": loading}
 
-# What is measured to see how the cost grows: operation, forms, and the settings that differ.
+# Cases that show how the cost grows: operation, forms, and the settings that vary.
 _CUBES = [dict(shape=(n, n, n)) for n in (32, 48, 64, 96, 128)]
 GROWTH = {
     "voxels": [
@@ -52,27 +54,30 @@ GROWTH = {
 }
 
 
-# Shape, and classes with background, of the data that may not be here.
+# Shape, and number of classes with background, of the data sets that cannot be downloaded freely.
 RELEASES = {"rafd": ((256, 256), 2), "oasis": ((160, 192, 224), 36)}
 RELEASED_TIME_STEPS = 12  # N of the released scripts, more than the paper's 8
+DEFAULT = Setting()
 
 
 def of_profile(profile: Profile) -> tuple[Setting, tuple[int, ...]]:
-    """What a training step of a profile works on, whether its data are here or not; and its N, with that of the released scripts."""
+    """Setting of a training step of a profile, and the N to measure: its own and the released scripts'.
+
+    For RaFD and OASIS the data need not be present.
+    """
     if profile.data in RELEASES:
         shape, labels = RELEASES[profile.data]
     else:
         data = load(profile.data, "train", profile.image_size or None)
         shape, labels = data.shape, max(data.classes, 2)
     shape = (profile.image_size,) * len(shape) if profile.image_size else shape
-    return Setting(shape, labels, profile.size, profile.time_steps, profile.batch), tuple(
-        dict.fromkeys((profile.time_steps, RELEASED_TIME_STEPS))
-    )
+    time_steps = tuple(dict.fromkeys((profile.time_steps, RELEASED_TIME_STEPS)))
+    return Setting(shape, labels, profile.size, profile.time_steps, profile.batch), time_steps
 
 
 def run(
     operations: list[str],
-    setting: Setting = Setting(),
+    setting: Setting = DEFAULT,
     repeats: int = 5,
     forms: tuple[str, ...] = (),
     with_growth: bool = False,
@@ -80,24 +85,25 @@ def run(
     progress: bool = True,
     time_steps: tuple[int, ...] = (),
 ) -> dict:
-    """Measure operations and give, and write, rows of ``{op, variant, seconds, peak_mb, max_rel_diff, ...}``.
+    """Measure operations: rows of ``{op, variant, seconds, peak_mb, max_rel_diff, ...}``.
 
     Parameters
     ----------
     operations : names of ``OPERATIONS``.
     setting : image size, labels, network, N, batch, device.
-    repeats : timed runs of each form, after one that warms up; 0 times that one.
-    forms : only these variants, where an operation has them; default all.
-    with_growth : also how the cost grows with voxels, labels and N.
-    out : JSON file to write.
-    time_steps : several N, one after the other, instead of the setting's.
+    repeats : number of timed runs of each form, after a warm-up run; with 0, the warm-up run is timed.
+    forms : names of the variants to measure, where an operation has them; by default all.
+    with_growth : also measure how the cost grows with voxels, labels and N.
+    out : JSON file to which the result is also written.
+    time_steps : several N to measure one after the other, instead of the setting's.
 
     Returns
     -------
-    Device, versions, the machine's rates, ``rows``, and ``growth`` if it was asked for. Differences are those from
-    the literal form (of local NCC, label Dice and flow in double precision), relative to the largest value.
-    ``floor_seconds`` is the least time in which this machine can move the operation's data or do its arithmetic in
-    single precision. A form for which the GPU's memory is too small has no numbers.
+    Device, versions, the machine's rates, ``rows``, and with ``with_growth`` also ``growth``.
+    ``max_rel_diff`` is the difference from the literal form (for local NCC, label Dice and flow in double
+    precision), relative to the largest value. ``floor_seconds`` is the least time in which this machine can
+    move the operation's data or do its arithmetic in single precision. If a GPU's memory is too small for a
+    form, its numbers are None.
     """
     if repeats < 0:
         raise ValueError(f"repeats: expected at least 0, got {repeats}")
@@ -125,7 +131,7 @@ def run(
     }
     settings |= {"time_steps": list(time_steps)} if time_steps else {}
     result["card"] = run_card(settings, time.time() - start, setting.device, CODE)
-    result = json.loads(json.dumps(result))  # as it will be read: tuples are lists
+    result = json.loads(json.dumps(result))  # as it is read back from the file, where tuples are lists
     if out is not None:
         write_json(out, result)
     return result
@@ -140,10 +146,11 @@ def compare(
     progress: bool = True,
     exact: bool = True,
 ) -> list[dict]:
-    """Rows of one operation: one for each of its forms, or of those asked for.
+    """Measure one operation: one row for each of its forms, or for those in ``forms``.
 
-    ``exact=False`` compares no results. Without the form ``literal`` there is nothing to compare with, and without
-    ``ours`` nothing whose arithmetic is counted; the rows then hold None.
+    Rows hold None for ``max_rel_diff`` if ``exact`` is False or the form ``literal`` is not measured, and
+    None for ``floor_seconds`` in half precision, or if ``machine`` is not given or the form ``ours`` is not
+    measured.
     """
     operation = OPERATIONS[name](setting)
     chosen = {form: work for form, work in operation.forms.items() if not forms or form in forms}
@@ -177,7 +184,7 @@ def compare(
 
 
 def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[dict]:
-    """Rows of ``{along, value, op, variant, seconds, peak_mb}`` for the cases of ``GROWTH``."""
+    """Measure the cases of ``GROWTH``: rows of ``{along, value, op, variant, seconds, peak_mb}``."""
     rows = []
     for along, cases in GROWTH.items():
         for name, forms, changes in cases:
@@ -197,7 +204,7 @@ def growth(setting: Setting, repeats: int = 3, progress: bool = True) -> list[di
 
 
 def _if_it_fits(work: Callable):
-    """What ``work()`` gives, or None where the GPU's memory is too small for it."""
+    """Result of ``work()``, or None if the GPU's memory is too small for it."""
     try:
         return work()
     except torch.OutOfMemoryError:
@@ -209,7 +216,8 @@ def _device(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def _cpuinfo() -> list[str]:

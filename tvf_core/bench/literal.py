@@ -1,8 +1,8 @@
-"""The slow forms that the fast ones must equal, written as the released code computes them.
+"""Slow forms that the fast ones must equal, written as the released code computes them.
 
-Dense convolutions for the local sums, one channel per label, explicit attention scores with a mask made
-at every call, a decoder that upsamples and concatenates at every time step. They are the yardstick of
-``tvf bench``; nothing else uses them.
+They use dense convolutions for the local sums, one channel per label, explicit attention scores with a mask
+made at every call, and a decoder that upsamples and concatenates at every time step. ``tvf bench`` compares
+with them; nothing else uses them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..networks.time_varying import TimeVaryingVelocity
 
 
 def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -> torch.Tensor:
-    """Local NCC by five dense convolutions with a kernel of ones; every map is kept for the backward pass."""
+    """Local NCC by five dense convolutions with a kernel of ones; all maps are kept for the backward pass."""
     rank = a.dim() - 2
     kernel = torch.ones(1, 1, *[window] * rank, dtype=a.dtype, device=a.device)
     convolve = F.conv2d if rank == 2 else F.conv3d
@@ -37,7 +37,7 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
 
 
 def soft_dice(moving_labels, displacement, fixed_labels, classes: int, at_once: bool = False) -> torch.Tensor:
-    """Soft Dice of one-hot maps: each label warped by itself, as released, or all as the channels of one warp."""
+    """Soft Dice of one-hot maps, warped one by one as in the released code, or ``at_once`` in one warp."""
     moving, fixed = (
         F.one_hot(x[:, 0].long(), classes).movedim(-1, 1).contiguous() for x in (moving_labels, fixed_labels)
     )
@@ -54,7 +54,7 @@ def soft_dice(moving_labels, displacement, fixed_labels, classes: int, at_once: 
 
 
 def flow(velocity: torch.Tensor) -> torch.Tensor:
-    """Euler steps of the map, each with a grid of its own: ``u <- u + v_t o (Id + u) / N``."""
+    """Euler steps of the map, ``u <- u + v_t o (Id + u) / N``; each step makes its own grid."""
     u = torch.zeros_like(velocity[:, 0])
     for k in range(velocity.shape[1]):
         u = u + fields.warp(velocity[:, k], u, padding="border") / velocity.shape[1]
@@ -62,9 +62,9 @@ def flow(velocity: torch.Tensor) -> torch.Tensor:
 
 
 class Attention(WindowAttention):
-    """Scores, bias and mask as tensors of their own; the mask is made anew from the shape at every call.
+    """Window attention with scores, bias and mask as tensors of their own; each call makes the mask anew.
 
-    (The released code makes it once for the blocks of a stage.)
+    (The released code makes the mask once for the blocks of a stage.)
     """
 
     def forward(self, x):
@@ -81,7 +81,7 @@ class Attention(WindowAttention):
 
 
 def shift_mask(shape, window: tuple[int, ...], device=None) -> torch.Tensor:
-    """Additive mask (windows, 1, tokens, tokens) of a rolled volume: -100 between tokens of different regions."""
+    """Additive mask (windows, 1, tokens, tokens) of a rolled volume: -100 between tokens of two regions."""
     region = torch.zeros(1, *shape, 1, device=device)
     cuts = [(slice(0, -w), slice(-w, -(w // 2)), slice(-(w // 2), None)) for w in window]
     for number, where in enumerate(itertools.product(*cuts)):
@@ -91,14 +91,14 @@ def shift_mask(shape, window: tuple[int, ...], device=None) -> torch.Tensor:
 
 
 class Norm(InstanceNorm):
-    """PyTorch's instance norm."""
+    """Instance normalisation by PyTorch's own function."""
 
     def forward(self, x):
         return F.instance_norm(x)
 
 
 class Velocity(TimeVaryingVelocity):
-    """A decoder that upsamples the features and concatenates the context at each step, and moves a displacement."""
+    """TM-TVF whose decoder upsamples and concatenates at each step, and integrates displacements."""
 
     def decode(self, features, moving, fixed):
         moving_half, fixed_half = self.convention.halve(moving), self.convention.halve(fixed)
@@ -121,7 +121,7 @@ class Velocity(TimeVaryingVelocity):
 
 
 def network(fast: nn.Module) -> nn.Module:
-    """A copy of a network, with its weights, that computes everything literally."""
+    """Copy of a network with the same weights whose layers are replaced by the literal ones."""
     slow = copy.deepcopy(fast)
     for module in slow.modules():
         for ours, theirs in (

@@ -1,4 +1,4 @@
-"""Reading a pair with its labels: from a prepared data set, and from compressed NIfTI files as the releases come."""
+"""Loading of a pair with its labels: from a prepared data set, and from compressed NIfTI files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from .operations import Operation, Setting, painted, regions
 
 
 def loading(s: Setting) -> Operation:
-    """A batch of one pair and its label maps, from disk (the operating system may have it in memory) to the device."""
+    """Loading of one pair with its label maps from disk to the device.
+
+    The operating system may have the files in memory. The literal form reads compressed NIfTI files, the
+    format in which such data sets are released.
+    """
     folder = tempfile.TemporaryDirectory(prefix="tvf-bench-")
     place = Path(folder.name)
     images = [np.round(255 * x[0, 0].cpu().numpy()).astype(np.uint8) for x in painted(s)]
@@ -34,11 +38,11 @@ def loading(s: Setting) -> Operation:
         [batch] = batches(part, [[(0, 1)]], s.device, workers=0)
         return [batch[key] for key in ("moving", "fixed", "moving_labels", "fixed_labels")]
 
+    def read(name):
+        path = Path(folder.name) / f"{name}.nii.gz"  # the reference to ``folder`` keeps the temporary files
+        return torch.from_numpy(np.asarray(nib.load(path).dataobj))[None, None]
+
     def literal():
-        folder.name  # keeps the files for as long as they may be read
-        read = lambda name: torch.from_numpy(np.asarray(nib.load(place / f"{name}.nii.gz").dataobj))[
-            None, None
-        ]  # noqa: E731
         return [
             *(read(f"images{k}").float().to(s.device) for k in (0, 1)),
             *(read(f"labels{k}").long().to(s.device) for k in (0, 1)),

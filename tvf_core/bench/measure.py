@@ -1,4 +1,4 @@
-"""Time and memory of alternatives, side by side, and what the machine could do at best."""
+"""Measuring time and memory of alternatives, side by side, and the best rates of the machine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from tqdm import tqdm
 def seconds(
     runs: dict[str, Callable], repeats: int, device: str, progress: bool = True, what: str = ""
 ) -> dict[str, float]:
-    """Median time of each: all once to warm up, then in turn, so that a slow moment of the machine hits all alike.
+    """Median seconds of each function.
 
+    Each runs once to warm up. Then they run in turn, so that a slow moment of the machine affects all alike.
     With ``repeats=0`` the first run is the one that counts.
     """
     times = {name: [] for name in runs}
@@ -35,12 +36,12 @@ def seconds(
 
 
 def peak_bytes(run: Callable, device: str) -> int:
-    """Most memory that tensors made during a run held at one time, beyond what was there before.
+    """Peak memory in bytes of tensors during a run, beyond the memory in use before it.
 
-    On a processor from the allocator's own record of the run; libraries' private scratch is not in it. On a GPU
-    the scratch of its convolutions is.
+    On a CPU it comes from the record of PyTorch's allocator, without the private buffers of libraries. On a
+    GPU it includes the work space of convolutions.
     """
-    gc.collect()  # what an earlier run left must not be freed during this one
+    gc.collect()  # memory left by an earlier run must not be freed during this one
     if device == "cuda":
         _wait(device)
         torch.cuda.reset_peak_memory_stats()
@@ -65,7 +66,7 @@ def peak_bytes(run: Callable, device: str) -> int:
 
 @contextlib.contextmanager
 def _quiet():
-    """No notes of the profiler's library on the terminal: it writes to the process's error stream itself."""
+    """Hide the messages that the profiler's library writes to the error stream of the process."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -78,9 +79,10 @@ def _quiet():
 
 
 def rates(device: str) -> dict[str, float]:
-    """Bytes per second of a large copy (read and written) and operations per second of a large float32 product.
+    """Bytes per second of a large copy (read and written), and operations per second of a matrix product.
 
-    A GPU multiplies here as in its convolutions: in TF32 where PyTorch lets those use it, which is the default.
+    The product is of large float32 matrices. On a GPU it uses TF32 if PyTorch lets convolutions use it, which
+    is the default.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     source = torch.rand(32 * 2**20, device=device)
@@ -96,7 +98,7 @@ def rates(device: str) -> dict[str, float]:
 
 
 def largest_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Largest absolute difference of two lists of tensors, relative to the largest value of each expected one."""
+    """Largest absolute difference of two lists of tensors, each relative to the expected tensor's maximum."""
     differences = []
     for one, other in zip(found, expected, strict=True):
         scale = other.abs().max().clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,7 +1,7 @@
-"""What ``tvf bench`` measures: each operation with its inputs, in every form there is of it.
+"""Operations that ``tvf bench`` measures, each with its inputs and in several forms.
 
 A form is a function that does the work and returns the tensors by which forms are compared. Inputs are
-made up: a subject is a set of regions around random points, painted and blurred.
+synthetic: a subject is a set of regions around random points, painted and blurred.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Setting:
-    """What an operation is measured on.
+    """Sizes, network and device for which operations are measured.
 
     Attributes
     ----------
-    shape : voxels of the image.
-    labels : classes, background among them.
+    shape : size of the image in voxels.
+    labels : number of classes, including background.
     network, time_steps : size and N of TM-TVF, which takes Euler steps.
-    compiled : measure the forward pass compiled, too; on a processor that needs a C++ compiler and minutes.
+    compiled : also measure the compiled forward pass; on a CPU this needs a C++ compiler and takes minutes.
     """
 
     shape: tuple[int, ...] = (96, 96, 128)
@@ -62,12 +62,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Operation:
-    """Forms of one operation, ``ours`` and ``literal`` among them, and the least work it takes.
+    """Forms of one operation, ``ours`` and ``literal`` among them, and the least work that it takes.
 
-    ``reference`` gives the tensors exactly, in double precision; without it the literal form is the reference.
-    ``moved`` is the number of bytes of its inputs and results, ``arithmetic`` a form whose convolutions and
-    products are counted: the least time is that in which the machine moves the one or does the other, unless an
-    algorithm does with less arithmetic.
+    Attributes
+    ----------
+    forms : name -> function that returns the tensors to compare.
+    reference : function that returns them in double precision; without it the literal form is the reference.
+    moved : bytes of the inputs and results.
+    arithmetic : form whose convolutions and products are counted.
+
+    Notes
+    -----
+    The least time of the operation is the longer of the times in which the machine moves the bytes and does
+    the arithmetic, unless an algorithm needs less arithmetic.
     """
 
     forms: dict[str, Callable[[], list[torch.Tensor]]]
@@ -76,7 +83,7 @@ class Operation:
     arithmetic: Callable[[], list[torch.Tensor]] | None = None
 
     def flops(self) -> float:
-        """Operations of the convolutions and products, counted during a run."""
+        """Floating-point operations of the convolutions and products, counted during a run."""
         if self.arithmetic is None:
             return 0.0
         with FlopCounterMode(display=False) as counter:
@@ -85,7 +92,7 @@ class Operation:
 
 
 def lncc(s: Setting) -> Operation:
-    """Local NCC, window 9, with the gradient for the warped image."""
+    """Local NCC with window 9, and its gradient for the warped image."""
     a, b = (image.requires_grad_(k == 0) for k, image in enumerate(painted(s)))
 
     def form(loss):
@@ -101,7 +108,7 @@ def lncc(s: Setting) -> Operation:
 
 
 def label_dice(s: Setting) -> Operation:
-    """Soft Dice of a warped label map, with the gradient for the displacement."""
+    """Soft Dice of a warped label map, and its gradient for the displacement."""
     moving, fixed = regions(s)
     u = _displacement(s).requires_grad_()
 
@@ -165,7 +172,7 @@ def decoder(s: Setting) -> Operation:
 
 
 def flow(s: Setting) -> Operation:
-    """N Euler steps on the half grid, with the gradient for the velocity."""
+    """N Euler steps on the half grid, and the gradient for the velocity."""
     half = [-(-n // 2) for n in s.shape]
     v = [_displacement(replace(s, shape=tuple(half), seed=k)) for k in range(s.time_steps)]
     v = torch.stack(v, dim=1).requires_grad_()
@@ -228,30 +235,25 @@ def train_step(s: Setting) -> Operation:
 
     def slow_loss(batch, u):
         warped = fields.warp(batch["moving"], u)
-        dice = (
-            literal.soft_dice(batch["moving_labels"], u, batch["fixed_labels"], s.labels)
-            if u.shape[1] == 3
-            else 0
-        )
+        dice = 0
+        if u.shape[1] == 3:
+            dice = literal.soft_dice(batch["moving_labels"], u, batch["fixed_labels"], s.labels)
         return literal.lncc(warped, batch["fixed"]) + dice + losses.diffusion(u)
 
     def our_loss(batch, u):
-        return sum(
-            standard_terms(
-                METHODS["tm-tvf"].weights(u.shape[1]), {}, batch, u, None, s.labels if u.shape[1] == 3 else 0
-            ).values()
-        )
+        dim = u.shape[1]
+        classes = s.labels if dim == 3 else 0
+        return sum(standard_terms(METHODS["tm-tvf"].weights(dim), {}, batch, u, None, classes).values())
 
     def form(network, loss_of, precision=None, recompute=False):
-        optimizer = torch.optim.Adam(
-            network.parameters(), lr=0.0, amsgrad=True
-        )  # 0: every run starts from the same weights
+        # With a learning rate of 0, every run starts from the same weights.
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.0, amsgrad=True)
         scaler = torch.amp.GradScaler(s.device, enabled=precision == "fp16")
 
         def run():
             network.train()
             recompute_activations(network, recompute)
-            torch.manual_seed(s.seed)  # of stochastic depth
+            torch.manual_seed(s.seed)  # for stochastic depth
             results = []
             for batch in pairs:
                 with _autocast(s, precision):
@@ -297,7 +299,7 @@ OPERATIONS = {
 
 
 def regions(s: Setting) -> list[torch.Tensor]:
-    """Two label maps: regions nearest to points, inside an ellipsoid; those of the second are moved a little."""
+    """Two label maps of regions around points in an ellipsoid; those of the second are shifted a little."""
     rng = np.random.default_rng(s.seed)
     shape = np.array(s.shape)
     centres = shape / 2 + rng.uniform(-0.3, 0.3, (s.labels - 1, len(shape))) * shape
@@ -316,7 +318,7 @@ def regions(s: Setting) -> list[torch.Tensor]:
 
 
 def painted(s: Setting) -> list[torch.Tensor]:
-    """The label maps painted, blurred and with noise, in [0, 1]."""
+    """Images in [0, 1] of the label maps: one intensity per label, blurred, with noise."""
     rng = np.random.default_rng(s.seed)
     values = rng.uniform(0.2, 0.9, s.labels).astype(np.float32)
     values[0] = 0
@@ -332,16 +334,13 @@ def painted(s: Setting) -> list[torch.Tensor]:
 
 def _displacement(s: Setting) -> torch.Tensor:
     """A smooth displacement of a few voxels."""
-    coarse = (
-        np.random.default_rng(s.seed)
-        .normal(0, 3, (s.batch, len(s.shape), *[6] * len(s.shape)))
-        .astype(np.float32)
-    )
+    size = (s.batch, len(s.shape), *[6] * len(s.shape))
+    coarse = np.random.default_rng(s.seed).normal(0, 3, size).astype(np.float32)
     return fields.resize(torch.from_numpy(coarse), s.shape).mul_(6 / max(s.shape)).contiguous().to(s.device)
 
 
 def _networks(s: Setting) -> tuple[nn.Module, nn.Module, list[torch.Tensor]]:
-    """TM-TVF with heads that move voxels, its literal double, and two images."""
+    """TM-TVF with weights that move voxels, its literal copy, and two images."""
     torch.manual_seed(s.seed)
     ours = Model(NetworkConfig("tm-tvf", len(s.shape), s.network, s.time_steps, "euler")).network
     for head in ours.reg_heads:
@@ -367,7 +366,7 @@ def _gradients(value: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.T
 
 
 def _half(s: Setting) -> str:
-    """Half precision that the device has units for."""
+    """Name of the half precision that the device supports in hardware."""
     return "bf16" if s.device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 

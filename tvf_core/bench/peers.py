@@ -1,8 +1,8 @@
-"""The same operations in other packages, where they are installed: neurite, MONAI and fused-lncc.
+"""The same operations in other packages, if they are installed: neurite, MONAI and fused-lncc.
 
-Each is brought to our sign and signature; an empty answer means that the package is not here. MONAI's local
-correlation divides by the product of two bounded variances, not by their product plus epsilon: another function,
-compared for its cost.
+Each is adapted to our sign and signature; an empty dictionary means that no package is installed. MONAI's
+local correlation is a different function, because it divides by the product of two bounded variances instead
+of their product plus epsilon; it is compared for its cost only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PACKAGES = ("neurite", "monai", "fused-lncc")
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages compared with."""
+    """Versions of those packages that are installed."""
     found = {}
     for name in PACKAGES:
         try:
@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def lncc(dim: int, device: str) -> dict:
-    """Local NCC with window 9: name -> loss of two images. fused-lncc knows 3D on CUDA only."""
+    """Local NCC with window 9: name -> loss of two images. fused-lncc supports only 3D on CUDA."""
     forms = {}
     if _here("neurite"):
         from neurite.nn.functional import ncc
@@ -50,14 +50,17 @@ def lncc(dim: int, device: str) -> dict:
 
 
 def soft_dice() -> dict:
-    """Soft Dice of a warped label map: name -> loss of moving labels, displacement, fixed labels, number of classes."""
+    """Soft Dice of a warped label map: name -> loss.
+
+    The loss takes moving labels, displacement, fixed labels and the number of classes.
+    """
     if not _here("monai"):
         return {}
     from monai.losses import DiceLoss
     from monai.networks import one_hot
     from monai.networks.blocks import Warp
 
-    with warnings.catch_warnings(action="ignore"):  # it says that it uses PyTorch's sampler
+    with warnings.catch_warnings(action="ignore"):  # MONAI warns that it uses PyTorch's sampler
         warp = Warp(mode="bilinear", padding_mode="zeros")
     dice = DiceLoss(squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
     return {
@@ -68,7 +71,7 @@ def soft_dice() -> dict:
 
 
 def attention(ours: WindowAttention) -> dict:
-    """Attention in shifted windows with the weights of ours: name -> module on ``(B, *S, C)``."""
+    """Attention in shifted windows with the weights of ``ours``: name -> module on ``(B, *S, C)``."""
     if not _here("monai"):
         return {}
     from monai.networks.nets.swin_unetr import WindowAttention as MonaiAttention
@@ -82,7 +85,7 @@ def attention(ours: WindowAttention) -> dict:
                 ours.state_dict() | {"relative_position_index": self.layer.relative_position_index}
             )
 
-        def parameters(self):  # in the order of ours, so that gradients can be compared
+        def parameters(self):  # in the order of ``ours``, so that gradients can be compared
             found = dict(self.layer.named_parameters())
             return (found[name] for name, _ in ours.named_parameters())
 

@@ -1,13 +1,13 @@
-"""Demo brains: the MNI152 template under random diffeomorphisms that are known (up to integration error).
+"""Demo brains: the MNI152 template warped by known random diffeomorphisms (known up to integration error).
 
 The anatomy is the ICBM 152 nonlinear 2009 symmetric template (Fonov et al. 2011, NeuroImage 54,
-313-327), whose T1, grey and white matter maps ship inside ``nilearn``: nothing is downloaded. Subject
-i is ``template(phi_i(x))`` with phi_i the flow of a random time-varying velocity, plus a contrast
-change, a bias field and noise. All subjects therefore share one topology, which real brains do not:
-results on them show that a method works, not how well it works on patients.
+313-327), whose T1, grey and white matter maps ship inside ``nilearn``, so that nothing is downloaded.
+Subject i is ``template(phi_i(x))``, where phi_i is the flow of a random time-varying velocity, plus a
+contrast change, a bias field and noise. All subjects therefore share one topology, which real brains do
+not. Results on them show that a method works, not how well it works on patients.
 
 The labels are parcels cut out of the template's tissue maps by rules in MNI coordinates (planes for
-the lobes and the tentorium, boxes for the deep structures). They are NOT a manual segmentation and
+the lobes and the tentorium, boxes for the deep structures). They are NOT a manual segmentation, and
 their borders are not those of an anatomical atlas.
 
 Axes are MNI x (left to right), y (back to front), z (bottom to top).
@@ -43,9 +43,9 @@ SHAPE = (52, 64, 56)
 SPACING_MM = 3.0
 N_SUBJECTS = 50
 
-_CENTRE_MM = (0.0, -17.0, 5.0)  # middle of the brain; x = 0 falls between two voxels, so L and R mirror
+_CENTRE_MM = (0.0, -17.0, 5.0)  # middle of the brain; x = 0 lies between two voxels, so that L mirrors R
 _SEED = 20090152
-_STEPS = 4  # constant pieces of each velocity in time
+_STEPS = 4  # time intervals with a constant velocity
 _SCALES = ((8.0, 2.6), (3.5, 1.5))  # (sigma of the smoothing, standard deviation of the speed), voxels
 _MARGIN = 7.0  # voxels over which the velocity fades to zero at the border; a faster fade squeezes the map
 
@@ -57,7 +57,7 @@ def _coordinates() -> np.ndarray:
 
 
 def _resample(image) -> np.ndarray:
-    """Bring a 1 mm nibabel image to the 3 mm grid, low-passed first (FWHM of about one voxel)."""
+    """Resample a 1 mm nibabel image to the 3 mm grid after a low-pass filter (FWHM of about one voxel)."""
     start = _coordinates()[:, 0, 0, 0] - image.affine[:3, 3]
     smooth = ndi.gaussian_filter(np.asarray(image.dataobj, dtype=np.float32), 1.2)
     return ndi.affine_transform(smooth, np.full(3, SPACING_MM), offset=start, output_shape=SHAPE, order=1)
@@ -80,7 +80,7 @@ def _parcellate(t1: np.ndarray, gm: np.ndarray, wm: np.ndarray, brain: np.ndarra
     # Tentorium: highest at the midline, falling to the sides, to the back and to the front.
     tentorium = 2 - 0.65 * x - 0.5 * np.maximum(0, -55 - y) - 0.5 * np.maximum(0, y + 48)
     above = np.where(y < -30, z - tentorium, 99)
-    # That surface is only a guess: within 8 mm of it, follow the dark gap between the two sides.
+    # That surface is a guess, so within 8 mm of it the border follows the dark gap between the two sides.
     below = watershed(1 - t1, np.where(above < -8, 1, np.where(above > 8, 2, 0)), mask=brain) == 1
     stem = (x < 16) & (z < -8) & (y < -8) & (y > -37 - 0.4 * np.maximum(0, -32 - z)) & (gm + wm > 0.5)
 
@@ -115,7 +115,7 @@ def _parcellate(t1: np.ndarray, gm: np.ndarray, wm: np.ndarray, brain: np.ndarra
 
 @lru_cache(maxsize=1)
 def _template() -> tuple[np.ndarray, np.ndarray]:
-    from nilearn import datasets  # slow to import, needed once
+    from nilearn import datasets  # imported here because the import is slow
 
     loaders = (
         datasets.load_mni152_template,
@@ -125,7 +125,7 @@ def _template() -> tuple[np.ndarray, np.ndarray]:
     )
     t1, gm, wm, inside = (_resample(load(resolution=1)) for load in loaders)
     brain = _largest(inside > 0.5)
-    # The template's tissues lie between 0.35 (fluid) and 0.9 (white matter): stretch them.
+    # The template's tissues lie between 0.35 (fluid) and 0.9 (white matter); they are stretched to [0, 1].
     image = np.where(brain, np.clip((t1 - 0.3) / 0.65, 0.02, 1), 0).astype(np.float32)
     return image, _parcellate(image, gm, wm, brain)
 
@@ -158,13 +158,14 @@ def _velocity(subject: int) -> torch.Tensor:
 
 
 def true_displacement(subject: int, inverse: bool = False) -> torch.Tensor:
-    """Known map of a subject as a displacement ``(1, 3, *SHAPE)`` in voxels.
+    """Displacement ``(1, 3, *SHAPE)`` in voxels of the map that made a subject.
 
     Parameters
     ----------
     subject : 0 to ``N_SUBJECTS - 1``; ValueError otherwise.
-    inverse : False: ``subject(x) = template(x + u(x))``, the map from the subject's grid to the
-        template's. True: the inverse map, from the template's grid to the subject's.
+    inverse : if False, the map from the subject's grid to the template's,
+        ``subject(x) = template(x + u(x))``; if True, the inverse map, from the template's grid to the
+        subject's.
     """
     t0, t1 = (1, 0) if inverse else (0, 1)
     return flow(_velocity(subject), t0=t0, t1=t1)
@@ -173,21 +174,21 @@ def true_displacement(subject: int, inverse: bool = False) -> torch.Tensor:
 def true_pair_displacement(moving: int, fixed: int) -> torch.Tensor:
     """Displacement ``(1, 3, *SHAPE)`` in voxels that registers two subjects.
 
-    ``moving(x + u(x)) = fixed(x)`` in anatomy (not in contrast): ``phi_moving^-1 o phi_fixed``.
-    Warping labels by it gives a Dice of about 0.89 (nearest), not 1: thin parcels at 3 mm lose that much
-    to the two resamplings. ValueError for an unknown subject.
+    The map is ``phi_moving^-1 o phi_fixed``, so that ``moving(x + u(x)) = fixed(x)`` in anatomy, not in
+    contrast. Warping labels by it with nearest neighbours gives a Dice of about 0.89, not 1, because the two
+    resamplings cost thin parcels that much at 3 mm. ValueError for an unknown subject.
     """
     return compose(true_displacement(moving, inverse=True), true_displacement(fixed))
 
 
 def make_subject(subject: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image ``SHAPE`` float32 in [0, 1] (0 outside the brain) and labels ``SHAPE`` uint8 of a subject.
+    """Image ``SHAPE`` float32 in [0, 1] (0 outside the brain) and labels ``SHAPE`` uint8 of one subject.
 
-    ValueError unless ``subject`` is 0 to ``N_SUBJECTS - 1``.
+    ValueError unless ``subject`` is between 0 and ``N_SUBJECTS - 1``.
     """
     t1, labels = _template()
     u = true_displacement(subject)
-    # Linear warp of one map per label, then the largest: smoother borders than nearest neighbour.
+    # One map per label is warped linearly and the largest wins: its borders are smoother than with nearest.
     maps = np.stack([t1, t1 > 0] + [labels == k for k in range(len(LABELS) + 1)]).astype(np.float32)
     maps = warp(torch.from_numpy(maps)[None], u)[0].numpy()
     image, brain = maps[0], maps[1] > 0.5
@@ -199,13 +200,12 @@ def make_subject(subject: int) -> tuple[np.ndarray, np.ndarray]:
     image = image * (1 + 0.12 * bias / np.abs(bias).max())
     noise = rng.normal(0, 0.02, (2, *SHAPE))
     image = np.hypot(image + noise[0], noise[1])  # Rician, as in magnitude images
-    return np.where(brain, np.clip(image, 0, 1), 0).astype(np.float32), np.where(brain, warped, 0).astype(
-        np.uint8
-    )
+    image, labels = np.where(brain, np.clip(image, 0, 1), 0), np.where(brain, warped, 0)
+    return image.astype(np.float32), labels.astype(np.uint8)
 
 
 def make_all(progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """All subjects: images ``(N_SUBJECTS, *SHAPE)`` uint8 (0 to 255) and labels, same shape, uint8."""
+    """All subjects: images ``(N_SUBJECTS, *SHAPE)`` uint8 (0 to 255) and labels of the same shape, uint8."""
     from tqdm import tqdm
 
     images, labels = (np.zeros((N_SUBJECTS, *SHAPE), np.uint8) for _ in range(2))

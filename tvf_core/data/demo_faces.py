@@ -2,7 +2,7 @@
 
 These are drawings computed from a few dozen numbers per face, not photographs of people.
 They exist because RaFD itself cannot be redistributed: 67 made-up subjects show the eight
-RaFD expressions so that registration between two expressions of one subject can be trained
+RaFD expressions, so that registration between two expressions of one subject can be trained
 and demonstrated anywhere. No result on them should be quoted as a result on RaFD.
 
 The expression list follows Langner et al. (2010), "Presentation and validation of the
@@ -18,7 +18,8 @@ from . import face_painter, face_parameters
 from .face_painter import paint
 from .face_parameters import ACTIONS, EXPRESSIONS, N_SUBJECTS, SEED, Action, identity
 
-SOURCES = [face_parameters.__file__, face_painter.__file__, __file__]  # all that decides how a face looks
+# Files of the code that determines how a face looks.
+SOURCES = [face_parameters.__file__, face_painter.__file__, __file__]
 
 
 def render(subject: int, expression: str, size: int = 256) -> np.ndarray:
@@ -71,9 +72,9 @@ def render(subject: int, expression: str, size: int = 256) -> np.ndarray:
 
 
 def render_all(size: int, progress: bool = False) -> np.ndarray:
-    """Render every subject and expression.
+    """Render every subject and expression as ``(67, 8, size, size)`` uint8, where 255 is white.
 
-    Returns (67, 8, size, size) uint8, 255 is white; `progress` shows a bar.
+    ``progress`` shows a progress bar.
     """
     subjects = tqdm(range(N_SUBJECTS), desc="drawing demo faces", disable=not progress)
     return np.stack(

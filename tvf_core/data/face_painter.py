@@ -11,7 +11,7 @@ from .face_parameters import EYE_ROW, SEED, Action, Identity, identity
 
 @lru_cache(maxsize=4)
 def textures(subject: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Subject-fixed skin albedo factor and soft noise, both (256, 256), and hair strands (4096,)."""
+    """Skin albedo factor and soft noise, both (256, 256), and hair strands (4096,), fixed for a subject."""
     p, rng = identity(subject), np.random.default_rng([SEED, subject, 1])
     noise = lambda s: (lambda a: a / a.std())(gaussian_filter(rng.standard_normal((256, 256)), s))  # noqa: E731
     y, x = np.mgrid[:256, :256] + 0.5 - np.array([EYE_ROW, 128.0])[:, None, None]
@@ -46,7 +46,7 @@ def _ramp(d: np.ndarray) -> np.ndarray:
 
 
 class Face:
-    """One face on one pixel grid: relief z, albedo and unshaded overlays are built up feature by feature."""
+    """One face on one pixel grid; its relief z, albedo and unshaded overlays grow feature by feature."""
 
     def __init__(self, p: Identity, a: Action, x: np.ndarray, y: np.ndarray):
         self.p, self.a, self.x, self.y = p, a, x, y
@@ -66,15 +66,14 @@ class Face:
         self.layers = []  # (window, mask, value) painted over the shaded skin
 
     def window(self, cx: float, cy: float, hw: float, hh: float):
-        """Slices of the grid around a point; keeps small features cheap."""
+        """Slices of the grid around a point, so that small features are computed on few pixels."""
         n = len(self.x)
         k = n / 256
         lo = lambda c, h: max(0, int((c - h) * k))  # noqa: E731
         r0, c0 = self.y[n // 2, n // 2], self.x[n // 2, n // 2]
         cy, cx = cy - r0 + 128, cx - c0 + 128
-        return slice(lo(cy, hh + 4), int((cy + hh + 4) * k) + 1), slice(
-            lo(cx, hw + 4), int((cx + hw + 4) * k) + 1
-        )
+        rows = slice(lo(cy, hh + 4), int((cy + hh + 4) * k) + 1)
+        return rows, slice(lo(cx, hw + 4), int((cx + hw + 4) * k) + 1)
 
     def eye(self, m: int) -> None:
         """Socket, lids, eyeball, lashes and brow of one side (m = -1 image left, +1 right)."""
@@ -223,7 +222,7 @@ class Face:
         self.dark[s] *= 1 - 0.3 * np.clip(a.frown_lines + 0.3 * p.age, 0, 1.2) * frown
 
     def shade(self, skin: np.ndarray) -> np.ndarray:
-        """Lambert shading of the relief plus darkening of hollows, then the overlays."""
+        """Shade the relief (Lambert), darken hollows, then paint the overlays."""
         p = self.p
         zy, zx = np.gradient(self.z, 256 / len(self.z))
         lam = (p.light[2] - zx * p.light[0] - zy * p.light[1]) / np.sqrt(1 + zx * zx + zy * zy)

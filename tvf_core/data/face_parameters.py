@@ -1,4 +1,4 @@
-"""What a procedural face is made of: the parameters of each subject and of each expression.
+"""Parameters of the procedural faces: those of each subject and those of each expression.
 
 All lengths are in pixels of a 256 x 256 image. Face coordinates have x to the right, y down and
 the origin midway between the eyes.
@@ -26,7 +26,7 @@ SEED = 20100824
 
 @dataclass(frozen=True)
 class Action:
-    """Facial action of one expression; lengths in pixels, positive is up, outward or more."""
+    """Facial action of one expression; lengths are in pixels, and positive means up, outward or more."""
 
     brow_in: float = 0.0  # inner brow raise
     brow_out: float = 0.0  # outer brow raise
@@ -166,7 +166,7 @@ ACTIONS = {
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays fixed for one subject: geometry in pixels, tones in 0..1, unit light vector."""
+    """Parameters that are fixed for one subject: geometry in pixels, tones in 0..1, unit light vector."""
 
     face_w: float
     face_up: float

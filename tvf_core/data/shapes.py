@@ -1,4 +1,4 @@
-"""Two shapes and a random velocity: the smallest data that show what a diffeomorphism can do."""
+"""Two shapes and a random velocity, the smallest data on which a diffeomorphism can be shown."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from scipy.ndimage import gaussian_filter
 
 
 def disc_and_c(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """A disc and a letter C with soft edges, each ``(1, 1, size, size)`` in [0, 1]; the C has a gap to the right."""
+    """A disc and a letter C, open to the right, with soft edges, each ``(1, 1, size, size)`` in [0, 1]."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     r, angle, unit = np.hypot(y, x), np.abs(np.arctan2(y, x)), size / 64
 
-    def soft(distance):  # inside where positive
+    def soft(distance):  # positive distances are inside
         return 1 / (1 + np.exp(-1.2 * distance))
 
     disc = soft(17 * unit - r)
@@ -25,8 +25,8 @@ def random_velocity(
 ) -> torch.Tensor:
     """Smooth random velocity ``(1, steps, D, *shape)`` in voxels per unit time.
 
-    It changes from step to step and fades out towards the border, so that its flow keeps the image
-    in place; ``strength`` is its largest component, ``smoothness`` the Gaussian sigma in voxels.
+    It changes from step to step and fades out towards the border, so that its flow keeps the image's
+    border in place. ``strength`` is its largest component, ``smoothness`` the Gaussian sigma in voxels.
     """
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((steps, len(shape), *shape))

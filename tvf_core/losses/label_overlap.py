@@ -1,13 +1,13 @@
-"""Overlap of a linearly warped label map with a fixed one, without one-hot maps.
+"""Overlap of a linearly warped label map with a fixed one, computed without one-hot maps.
 
 Warping the one-hot map of label k gives at each voxel the share ``p_k`` of its 2^D neighbours that carry
-label k, weighted by how near they are. Where all neighbours agree, that is 1 for their label, whatever the
-weights, and has no gradient: counting is enough. Only voxels between labels need their weights: label l of a
-neighbour of weight w adds ``w`` to the intersection if the fixed map has l too, and ``w p_l`` to the sum of
-squares.
+label k, weighted by the interpolation weights. Where all neighbours carry one label, the share of that label
+is 1 for any weights and has no gradient, so that such voxels only need to be counted. The others need their
+weights: a neighbour with weight w and label l adds ``w`` to the intersection if the fixed map also has l
+there, and ``w p_l`` to the sum of squares.
 
-On CUDA counting uses atomic additions, whose order is not fixed: last digits may differ from run to run, as with
-any warp there.
+On CUDA, counting uses atomic additions in no fixed order, so that the last digits may differ from run to run,
+as they do for any warp on CUDA.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from ..checks import check_field, check_labels
 from ..fields import at_least_float32, for_sums
 
-# Voxels worked on at once: it bounds the memory, and a processor's cache likes it small.
+# Voxels per chunk: this bounds the memory, and small chunks fit a CPU's cache.
 CHUNK = {"cpu": 150_000, "cuda": 2_000_000}
 
 
@@ -39,13 +39,12 @@ def soft_dice(
     ----------
     moving_labels, fixed_labels : (B, 1, *S) integers, 0 is background.
     displacement : (B, D, *S) voxels.
-    classes : number of classes including background, which counts too (as released). A class in
-        neither map contributes Dice 0 and no gradient.
+    classes : number of classes including background, which enters the mean, as in the released code. A class
+        that is in neither map contributes a Dice of 0 and no gradient.
 
     Notes
     -----
-    Computed from the label maps themselves, equal to warping one channel per
-    class.
+    The value is computed from the label maps themselves and equals that of warping one channel per class.
     """
     common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
     return 1 - (2 * common / (warped + fixed + eps)).mean().to(displacement.dtype)
@@ -62,13 +61,14 @@ def label_mse(
 
 
 def _overlap(moving_labels, displacement, fixed_labels, classes):
-    """Sums over voxels of p f, p^2 and f^2, each (B, classes): p and f the warped and the fixed one-hot map."""
+    """Check the input and return the three sums of :func:`label_overlap`, each (B, classes)."""
     check_field(displacement)
     for labels, name in ((moving_labels, "moving_labels"), (fixed_labels, "fixed_labels")):
         check_labels(labels, displacement, name, values=False)
         if labels.shape[0] != displacement.shape[0]:
             raise ValueError(
-                f"{name}: a batch of {labels.shape[0]}, but the displacement is a batch of {displacement.shape[0]}"
+                f"{name}: a batch of {labels.shape[0]}, "
+                f"but the displacement is a batch of {displacement.shape[0]}"
             )
     return label_overlap(
         moving_labels, displacement.to(at_least_float32(displacement)), fixed_labels, classes
@@ -79,7 +79,9 @@ def _overlap(moving_labels, displacement, fixed_labels, classes):
 def label_overlap(
     moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_labels: torch.Tensor, classes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over voxels of ``p f``, ``p^2`` and ``f^2`` for every class, p and f the warped and the fixed one-hot map.
+    """Sums over voxels of ``p f``, ``p^2`` and ``f^2`` for every class.
+
+    p and f are the warped and the fixed one-hot map of the class.
 
     Parameters
     ----------
@@ -88,8 +90,8 @@ def label_overlap(
 
     Returns
     -------
-    The sums, (3, B, classes) float64, and a map for the backward pass: the label of the neighbours where they
-    agree, else ``classes + 1``.
+    The sums, (3, B, classes) float64, and a map for the backward pass: the label of a voxel's neighbours
+    where they agree, otherwise ``classes + 1``.
     """
     _check_values(moving_labels, fixed_labels, classes)
     batch, shape = displacement.shape[0], displacement.shape[2:]
@@ -102,7 +104,7 @@ def label_overlap(
             places = _places(displacement[k, :, rows], rows.start, displacement.shape[2:])
             found = moving.agreement.index_select(0, moving.corner([place.floor() for place in places]))
             seen[k, rows] = found.view_as(seen[k, rows])
-            # one count for both: even numbers where the fixed label is another one, odd where it is the same
+            # One count serves both sums: odd bins where the fixed label is the same, even bins elsewhere.
             counts = torch.bincount(2 * found.int() + (found == fixed), minlength=2 * (classes + 2))
             counts = counts.view(-1, 2)[:classes]
             edge = (found == classes + 1).nonzero()[:, 0]
@@ -124,9 +126,9 @@ def label_overlap_backward(
     seen: torch.Tensor,
     classes: int,
 ) -> torch.Tensor:
-    """Gradient for the displacement, from the slopes (3, B, classes) of what is minimised in the sums."""
+    """Gradient for the displacement, given that for the sums, ``slopes`` (3, B, classes)."""
     gradient = displacement.new_zeros(displacement.shape)
-    # one more class without slopes, for neighbours outside
+    # Neighbours outside the map have a class of their own, whose slopes are 0.
     in_common, in_square = F.pad(slopes[:2], [0, 1]).to(displacement.dtype)
     for k in range(displacement.shape[0]):
         moving = _Neighbourhood(moving_labels[k, 0], classes)
@@ -151,7 +153,7 @@ def label_overlap_backward(
 
 
 class _Neighbourhood:
-    """A label map with two voxels of "outside" (the number ``classes``) around it, ready to be looked up."""
+    """Look-up of neighbours in a label map, padded by two voxels of the label ``classes`` for outside."""
 
     def __init__(self, labels: torch.Tensor, classes: int):
         padded = F.pad(labels.to(_small(classes)), [2, 2] * labels.dim(), value=classes)
@@ -160,20 +162,19 @@ class _Neighbourhood:
             size = low.shape[axis] - 1
             low = torch.minimum(low.narrow(axis, 0, size), low.narrow(axis, 1, size))
             high = torch.maximum(high.narrow(axis, 0, size), high.narrow(axis, 1, size))
-        agreement = F.pad(
-            torch.where(low == high, low, classes + 1), [0, 1] * labels.dim()
-        )  # the shape of padded
+        # The padding gives ``agreement`` the shape of ``padded``.
+        agreement = F.pad(torch.where(low == high, low, classes + 1), [0, 1] * labels.dim())
         self.shape, self.padded, self.agreement = padded.shape, padded.flatten(), agreement.flatten()
 
     def corner(self, floors) -> torch.Tensor:
-        """Position in the flat map of the neighbour with the lowest coordinates; all are outside beyond the margin."""
+        """Index in the flat map of the neighbour with the lowest coordinates, clamped to the padding."""
         flat = 0
         for size, floor in zip(self.shape, floors):
             flat = flat * size + (floor + 2).nan_to_num(0).clamp(0, size - 2).int()
         return flat
 
     def neighbours(self, places) -> tuple[torch.Tensor, torch.Tensor, list]:
-        """Labels and weights ``(2^D, n)`` of the neighbours of n places, and the weights axis by axis."""
+        """Labels and weights ``(2^D, n)`` of the neighbours of n positions, and the weights per axis."""
         floors = [place.floor() for place in places]
         per_axis = [(1 - (place - floor), place - floor) for place, floor in zip(places, floors)]
         first = self.corner(floors)
@@ -188,7 +189,7 @@ class _Neighbourhood:
 
 
 def _shares(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """For each neighbour the weight of all neighbours that carry its label."""
+    """Sum, for each neighbour, of the weights of all neighbours with its label."""
     shares = list(weights.clone())
     for i, j in itertools.combinations(range(len(labels)), 2):
         same = labels[i] == labels[j]
@@ -202,9 +203,10 @@ def _corners(rank: int) -> list[tuple[int, ...]]:
 
 
 def _places(displacement: torch.Tensor, first: int, length) -> list[torch.Tensor]:
-    """Flat coordinates along each axis of where the planes from number ``first`` on are read.
+    """Coordinates, flattened, one tensor per axis, at which a displacement reads the moving map.
 
-    An axis of one voxel is read at that voxel, as by :func:`tvf_core.fields.sample`.
+    ``displacement`` covers the planes from number ``first`` on of a volume of size ``length``. An axis of one
+    voxel is read at that voxel, as in :func:`tvf_core.fields.sample`.
     """
     places = []
     for axis, u in enumerate(displacement):
@@ -215,7 +217,7 @@ def _places(displacement: torch.Tensor, first: int, length) -> list[torch.Tensor
 
 
 def _chunks(displacement: torch.Tensor):
-    """Slices of planes that together make the volume."""
+    """Slices of planes that together cover the volume, each of about ``CHUNK`` voxels."""
     depth, plane = displacement.shape[2], displacement.shape[3:].numel()
     rows = max(1, CHUNK.get(displacement.device.type, CHUNK["cuda"]) // plane)
     return [slice(first, min(first + rows, depth)) for first in range(0, depth, rows)]

@@ -1,7 +1,8 @@
-"""What training minimises: a module around a network that turns a batch of pairs into weighted loss terms.
+"""Training objectives: modules around a network that turn a batch of pairs into weighted loss terms.
 
-Most methods differ only in their terms and weights (:class:`Objective`). Three train in a way of their own: VM-diff
-draws from a distribution, CycleMorph trains two networks together, LapIRN grows level by level.
+Most methods differ only in their terms and weights (:class:`Objective`). Three need an objective of their
+own: VM-diff draws from a distribution, CycleMorph trains two networks together, LapIRN is trained level by
+level.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ def standard_terms(
 
     Parameters
     ----------
-    weights : term -> weight; the terms are those listed below.
+    weights : term -> weight; the terms are listed below.
     constants : alpha, gamma, beta of the LDDMM terms.
     batch : ``moving``, ``fixed`` (B, 1, *S) and, for label terms, ``moving_labels``, ``fixed_labels``.
-    displacement, velocity : of the network.
-    classes : labels including background; 0 where the data have none: label terms are then skipped, as the paper
-        does for the faces.
+    displacement, velocity : outputs of the network.
+    classes : number of labels including background. It is 0 for data without labels; label terms are then
+        left out, as in the paper for the faces.
     convention : how images and labels are warped.
 
     Notes
     -----
     ``lncc``, ``ssim``, ``mse``: of the warped and the fixed image. ``dice``, ``label_mse``: of their labels.
-    ``diffusion``: of the displacement, as in the released code; ``velocity_diffusion``: of the last velocity, as the
-    paper's eq. 3 has it. ``lddmm``: eq. 1; ``lddmm_released``: what the released code computes in its place.
+    ``diffusion``: of the displacement, as in the released code; ``velocity_diffusion``: of the last velocity,
+    as the paper's eq. 3 has it. ``lddmm``: eq. 1; ``lddmm_released``: what the released code computes in its
+    place.
     """
     moving, fixed, sampled = batch["moving"], batch["fixed"], convention.sampled(displacement)
     warped = fields.warp(moving, sampled, padding=convention.padding)
@@ -67,17 +69,17 @@ TERMS = ("lncc", "ssim", "mse", *LABEL_TERMS, "diffusion", *VELOCITY_TERMS)
 
 
 class Objective(nn.Module):
-    """Network and loss of a method: ``objective(batch, progress)`` gives its weighted terms.
+    """Network and loss of a method: ``objective(batch, progress)`` returns the weighted loss terms.
 
     Parameters
     ----------
     network : the network that is trained.
     weights, constants : numbers of the method, term -> weight and name -> value.
-    classes : labels including background, 0 for none.
+    classes : number of labels including background; 0 for data without labels.
     """
 
-    directions = 1  # ordered pairs that one step learns from: 2 where both directions are in one loss
-    partly_used = False  # some steps leave parameters without a gradient
+    directions = 1  # ordered pairs that one loss covers: 2 if it contains both directions of a pair
+    partly_used = False  # whether some steps leave parameters without a gradient
 
     def __init__(
         self, network: nn.Module, weights: dict[str, float], constants: dict[str, float], classes: int = 0
@@ -86,7 +88,10 @@ class Objective(nn.Module):
         self.network, self.weights, self.constants, self.classes = network, weights, constants, classes
 
     def forward(self, batch: dict, progress: float = 0.0) -> dict[str, torch.Tensor]:
-        """Terms of a batch (:func:`standard_terms`); ``progress`` is the part of the training that is over, in [0, 1)."""
+        """Weighted terms of a batch (:func:`standard_terms`).
+
+        ``progress`` in [0, 1) is the fraction of the training that has been done.
+        """
         displacement, velocity = self.network(batch["moving"], batch["fixed"])
         with self._precise(displacement):
             return standard_terms(
@@ -101,14 +106,14 @@ class Objective(nn.Module):
 
     @staticmethod
     def _precise(tensor):
-        """Losses in float32, also where the network computes in half precision."""
+        """Context in which losses are float32, even if the network computes in half precision."""
         return torch.autocast(tensor.device.type, enabled=False)
 
 
 class DistributionObjective(Objective):
-    """VM-diff: likelihood of the image under one drawn velocity, and the divergence from the prior.
+    """Objective of VM-diff: image likelihood under one drawn velocity, and divergence from the prior.
 
-    Terms ``mse`` and ``kl`` (:func:`tvf_core.losses.velocity_kl`). Source: Dalca et al. 2019.
+    Its terms are ``mse`` and ``kl`` (:func:`tvf_core.losses.velocity_kl`). Source: Dalca et al. 2019.
     """
 
     def forward(self, batch, progress=0.0):
@@ -124,11 +129,12 @@ class DistributionObjective(Objective):
 
 
 class CycleObjective(Objective):
-    """CycleMorph: this network from A (moving) to B (fixed), its partner from B to A, tied together.
+    """Objective of CycleMorph: the network registers A (moving) to B (fixed), its partner B to A.
 
-    Terms ``lncc`` and ``diffusion``: both directions; ``cycle``: mean absolute difference of A and what remains of it
-    there and back; ``identity``: correlation of an image with itself after a registration to itself; it should not
-    move. Source: Kim et al. 2021, weights in their released 3D script. Six network evaluations a step.
+    ``lncc`` and ``diffusion`` are sums over both directions. ``cycle`` is the mean absolute difference
+    between an image and its copy warped to the other image and back, summed over A and B. ``identity`` is the
+    local NCC of an image with itself after registration to itself, which should not move it. One step
+    evaluates a network six times. Source: Kim et al. 2021; weights of their released 3D script.
     """
 
     directions = 2
@@ -159,26 +165,27 @@ class CycleObjective(Objective):
 
 
 class PyramidObjective(Objective):
-    """LapIRN: coarse to fine; a quarter of the training at 1/4 of the resolution, a quarter at 1/2, the rest at all of it.
+    """Objective of LapIRN, from coarse to fine.
 
-    Terms ``multiscale_lncc``, ``diffusion`` of the level's displacement or velocity (in voxels of that level), and
-    ``dice`` at full resolution. Levels below are frozen when a new one starts. The conditional network draws a
-    smoothness code at every step, which scales ``diffusion``. Source: Mok & Chung 2020, 2021; iterations and weights
-    of their released code.
+    The first quarter of the training is at 1/4 of the resolution, the second at 1/2, the rest at full
+    resolution. Its terms are ``multiscale_lncc``, ``diffusion`` of the level's displacement or velocity (in
+    voxels of that level) and, at full resolution, ``dice``. When a level starts, the levels below it are
+    frozen for the fraction ``constants["frozen"]`` of the training. For the conditional network, each step
+    draws a smoothness code, which scales ``diffusion``. Source: Mok & Chung 2020, 2021; iterations and
+    weights of their released code.
     """
 
     partly_used = True
-    STARTS = (0, 1 / 4, 1 / 2)  # 30,001, 30,001 and 60,001 iterations
+    STARTS = (0, 1 / 4, 1 / 2)  # released code: 30,001, 30,001 and 60,001 iterations
 
     def forward(self, batch, progress=0.0):
         level = sum(progress >= start for start in self.STARTS)
         frozen = level > 1 and progress - self.STARTS[level - 1] < self.constants["frozen"]
         code = None
-        if self.network.conditional:  # one for the whole batch, as theirs is of one pair
+        if self.network.conditional:  # one for the whole batch; the authors' batch is one pair
             code = torch.rand(1, 1, device=batch["moving"].device).expand(len(batch["moving"]), 1)
-        displacement, velocity = self.network.pyramid(batch["moving"], batch["fixed"], level, frozen, code)[
-            -1
-        ]
+        outcomes = self.network.pyramid(batch["moving"], batch["fixed"], level, frozen, code)
+        displacement, velocity = outcomes[-1]
         with self._precise(displacement):
             warped, fixed = lapirn.read(batch["moving"], displacement), batch["fixed"]
             for _ in range(3 - level):

@@ -1,4 +1,4 @@
-"""What keeps a map smooth: diffusion, the LDDMM energy, and the prior of VM-diff. All are minimised."""
+"""Losses that keep a map smooth: diffusion, the LDDMM energy, and the prior of VM-diff."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lddmm_energy(
 def lddmm_operator(
     field: torch.Tensor, alpha: float = 0.01, gamma: float = 0.01, beta: int = 2
 ) -> torch.Tensor:
-    """``L field`` of a (B, D, *S) field: the operator within :func:`lddmm_energy`, its stencil and its borders."""
+    """Apply the operator L of :func:`lddmm_energy`, with its stencil and borders, to a field (B, D, *S)."""
     if beta < 1:
         raise ValueError(f"beta: expected a whole number >= 1, got {beta}")
     rank = check_field(field, "field")
@@ -58,21 +58,23 @@ def _laplacian(v: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def velocity_kl(mean: torch.Tensor, log_variance: torch.Tensor, prior: float) -> torch.Tensor:
-    """Divergence of a Gaussian velocity from a smooth prior, per voxel and up to a constant (Dalca et al. 2019).
+    """Kullback-Leibler divergence of a Gaussian velocity from a smooth prior (Dalca et al. 2019).
 
-    The velocity is N(mean, diag(variance)), the prior N(0, Lambda^-1) with ``Lambda = prior (D - A)``, the Laplacian of
-    the grid: A connects neighbouring voxels, D counts each voxel's neighbours. So
-    ``2 KL = trace(prior D variance) - log |variance| + prior * sum over neighbours of (difference of means)^2 + constant``.
+    The divergence is per voxel and up to a constant. The velocity is N(mean, diag(variance)), the prior is
+    N(0, Lambda^-1) with ``Lambda = prior (D - A)``, the Laplacian of the grid: A connects neighbouring
+    voxels, D counts each voxel's neighbours. This gives ``2 KL = trace(prior D variance) - log |variance| +
+    prior * sum over neighbours of (difference of means)^2 + constant``.
 
     Parameters
     ----------
     mean, log_variance : (B, D, *S).
-    prior : lambda, how smooth; larger is smoother.
+    prior : lambda; a larger value means a smoother prior.
 
     Notes
     -----
-    At the same lambda the authors' code weighs the last sum 2 D times less (it halves it and divides it by the number of
-    axes once more); the copy in the TransMorph repository leaves out further terms of it.
+    At the same lambda, the last sum has a weight 2 D times smaller in the authors' code (which halves it and
+    divides it by the number of axes once more). The copy in the TransMorph repository leaves out further
+    terms of the divergence.
     """
     rank, voxels = check_field(mean, "mean"), mean[0, 0].numel()
     degree = torch.zeros_like(mean[0, 0])

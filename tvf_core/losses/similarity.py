@@ -1,4 +1,4 @@
-"""Similarity of two images other than local NCC: mean squared difference and structural similarity. Both are minimised."""
+"""Image similarities other than local NCC, as losses: mean squared difference and structural similarity."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from ..fields import at_least_float32, for_sums
 
 
 def mse(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of two images of one shape."""
+    """Mean squared difference of two images of equal shape; ValueError if the shapes differ."""
     if a.shape != b.shape:
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must have the same shape")
     return F.mse_loss(a, b)
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Negative mean structural similarity of two images in [0, 1] (Wang et al. 2004), in [-1, 1].
+    """Negative mean structural similarity of two images in [0, 1] (Wang et al. 2004); it lies in [-1, 1].
 
-    Gaussian window of 11 voxels with sigma 1.5, K = (0.01, 0.03), the 5 voxels at each border left out: minus
-    :func:`tvf_core.metrics.ssim`, with gradients. The released 2D script of TransMorph trains with it.
+    The window is a Gaussian of 11 voxels with sigma 1.5, K = (0.01, 0.03), and the 5 voxels at each border
+    are left out. The value is minus :func:`tvf_core.metrics.ssim`, but differentiable. The released 2D script
+    of TransMorph trains with it.
 
     Parameters
     ----------
-    a, b : (B, 1, *S), at least 11 voxels along each axis.
+    a, b : (B, 1, *S), at least 11 voxels along each axis; ValueError otherwise.
     """
     rank = spatial_rank(a, "a")
     if a.shape != b.shape:

@@ -1,1 +1,1 @@
-"""The networks: image pair in, displacement and velocity out."""
+"""Registration networks: each maps an image pair to a displacement and, if it predicts one, a velocity."""

@@ -18,12 +18,15 @@ LAST = 8
 
 
 class CycleMorph(nn.Module):
-    """U-Net to one displacement field at full resolution; any image size. 361,299 parameters in 3D.
+    """U-Net that predicts one displacement field at full resolution, for any image size.
+
+    It has 361,299 parameters in 3D.
 
     Notes
     -----
-    The published 3D script starts *every* convolution at N(0, 1e-5), the copy in the TransMorph repository starts all
-    with PyTorch's defaults. Here the output alone starts near zero, so that the first map is nearly the identity.
+    The published 3D script initialises *every* convolution from N(0, 1e-5), the copy in the TransMorph
+    repository all of them with PyTorch's defaults. Here only the output layer starts near zero, so that the
+    first map is nearly the identity.
     """
 
     convention = STANDARD
@@ -35,14 +38,14 @@ class CycleMorph(nn.Module):
         self.down = nn.ModuleList(
             conv_relu(dim, a, b, stride=min(2, 1 + k)) for k, (a, b) in enumerate(zip((2, *WIDTHS), WIDTHS))
         )
-        widths = (*WIDTHS[:0:-1][:3], LAST)  # what is upsampled at 1/16, 1/8, 1/4, 1/2
+        widths = (*WIDTHS[:0:-1][:3], LAST)  # channels before upsampling from 1/16, 1/8, 1/4, 1/2
         self.up = nn.ModuleList(up(c, c, 3, stride=2, padding=1, output_padding=1) for c in widths)
         self.keep = conv_relu(dim, 32, LAST)
         self.joined = nn.ModuleList(conv_relu(dim, c + skip, c) for c, skip in zip(widths, WIDTHS[3::-1]))
         self.flow = field_head(dim, LAST)
 
     def forward(self, moving, fixed):
-        """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)`` in voxels, and None for velocity."""
+        """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)`` in voxels, None for the velocity."""
         check_pair(moving, fixed, self.dim, values=False)
         levels, x = [], torch.cat([moving, fixed], dim=1)
         for layer in self.down:
@@ -51,8 +54,7 @@ class CycleMorph(nn.Module):
         for k, (up, layer, skip) in enumerate(zip(self.up, self.joined, levels[3::-1])):
             if k == 3:
                 x = self.keep(x)
-            x = up(x)[
-                (..., *[slice(0, s) for s in skip.shape[2:]])
-            ]  # odd sizes: the last voxel has no partner
+            # At odd sizes the upsampled map has one voxel too many.
+            x = up(x)[(..., *[slice(0, s) for s in skip.shape[2:]])]
             x = layer(torch.cat([skip, x], dim=1))
         return predict(self.flow, x), None

@@ -1,9 +1,9 @@
 """LapIRN (Mok & Chung 2020, MICCAI) and conditional LapIRN (Mok & Chung 2021, MICCAI), 2D and 3D.
 
-Three levels, at 1/4, 1/2 and the whole of the resolution, each adds a correction to the upsampled field of the level below.
-The paper's Table 2 names the first and cites the second. Inside, fields are as in the authors' code: in
-normalised coordinates (-1 and 1 are the first and last voxel), which need no rescaling between levels, components in the
-order of the axes. What leaves the network is in voxels.
+Three levels, at 1/4, 1/2 and full resolution, each add a correction to the upsampled field of the level
+below. The paper's Table 2 names the first method and cites the second. Inside the network, fields are in
+normalised coordinates as in the authors' code (-1 and 1 are the first and last voxel), which need no
+rescaling between levels; their components are in the order of the axes. The network's outputs are in voxels.
 """
 
 from __future__ import annotations
@@ -20,17 +20,11 @@ from ..fields import average_down
 from ..integrate import scaling_and_squaring
 from .layers import STANDARD, predict
 
-START_CHANNELS = {
-    "tiny": 1,
-    "demo": 4,
-    "small": 4,
-    "base": 7,
-    "large": 7,
-    "huge": 8,
-}  # published: 7 (4 the "lite" one)
-RANGE = 0.4  # of one level's correction: 0.4 of half the image
-LATENT = 64
-WEIGHT_ONE = 0.1  # smoothness code with which conditional LapIRN was tested: ten times it is the weight
+# Size of the network -> "start channel" of the authors. They published 7, and 4 for the "lite" network.
+START_CHANNELS = {"tiny": 1, "demo": 4, "small": 4, "base": 7, "large": 7, "huge": 8}
+RANGE = 0.4  # largest correction by one level, as a part of half the image size
+LATENT = 64  # width of the latent code that steers conditional normalisation
+WEIGHT_ONE = 0.1  # smoothness code of the published tests of conditional LapIRN; it stands for a weight of 1
 
 
 def conv(dim: int, inputs: int, outputs: int, stride: int = 1) -> nn.Module:
@@ -39,15 +33,22 @@ def conv(dim: int, inputs: int, outputs: int, stride: int = 1) -> nn.Module:
 
 
 def voxels(field: torch.Tensor) -> torch.Tensor:
-    """Normalised field in voxels of its grid."""
+    """Convert a field from normalised coordinates to voxels of its grid."""
     half = field.new_tensor(field.shape[2:]).sub(1).div(2)
     return field * half.view(1, -1, *[1] * (field.dim() - 2))
 
 
 def read(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Image of any size where a displacement (voxels of its own, perhaps coarser grid) points; constant beyond the border.
+    """Warp an image by a displacement that may live on a coarser grid; the border value continues outside.
 
-    Grids are matched at their first and last voxels.
+    Parameters
+    ----------
+    image : (B, C, *S).
+    displacement : (B, D, *S') voxels of its own grid, whose first and last voxels coincide with the image's.
+
+    Returns
+    -------
+    (B, C, *S') on the grid of the displacement.
     """
     points = (
         fields.identity_grid(displacement.shape[2:], displacement.device, displacement.dtype) + displacement
@@ -59,7 +60,7 @@ def read(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
 
 
 class ConditionalNorm(nn.Module):
-    """Instance normalisation whose scale and shift follow from a latent code (Mok & Chung 2021)."""
+    """Instance normalisation whose scale and shift are computed from a latent code (Mok & Chung 2021)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -71,7 +72,7 @@ class ConditionalNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation block of two convolutions; conditional if the network is."""
+    """Residual pre-activation block of two convolutions, with conditional normalisation if asked for."""
 
     def __init__(self, dim: int, channels: int, conditional: bool):
         super().__init__()
@@ -95,7 +96,7 @@ class ResidualBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Network of one level: image pair and upsampled field -> correction of the field, and an embedding for the next level."""
+    """Network of one level: image pair, upsampled field -> field correction, embedding for the next level."""
 
     def __init__(self, dim: int, inputs: int, channels: int, conditional: bool):
         super().__init__()
@@ -109,9 +110,8 @@ class Level(nn.Module):
         self.output = nn.Sequential(
             conv(dim, 2 * channels, channels), nn.LeakyReLU(0.2), conv(dim, channels, dim)
         )
-        nn.init.normal_(
-            self.output[2].weight, std=1e-5
-        )  # our choice: a new level starts where the one below ended
+        # This start is our choice: a new level begins with the field of the level below.
+        nn.init.normal_(self.output[2].weight, std=1e-5)
 
     def forward(self, x, embedding, code):
         features = self.encoder(x)
@@ -120,54 +120,58 @@ class Level(nn.Module):
             y = y + embedding
         for block in self.blocks:
             y = F.leaky_relu(block(y, code), 0.2)
-        y = self.up(y)[
-            (..., *[slice(0, s) for s in features.shape[2:]])
-        ]  # odd sizes: the last voxel has no partner
+        # At odd sizes the upsampled map has one voxel too many.
+        y = self.up(y)[(..., *[slice(0, s) for s in features.shape[2:]])]
         field = predict(self.output[2], self.output[:2](torch.cat([y, features], dim=1)))
-        return RANGE * F.softsign(field).flip(1), y  # theirs has the last axis first
+        return RANGE * F.softsign(field).flip(1), y  # released weights give the last axis first
 
 
 class LapIRN(nn.Module):
-    """Laplacian pyramid of three levels; any image size from 9 voxels.
+    """Laplacian pyramid of three levels, for any image size from 9 voxels along each axis.
 
     Parameters
     ----------
     dim : 2 or 3.
-    start : "start channel" of the authors; layers have four times as many. 923,748 parameters for 7 in 3D.
-    diffeomorphic : the levels' sum is a stationary velocity and the map its flow, else a displacement.
-    conditional : every residual block is steered by ``code`` in [0, 1]; the weight of smoothness is ten times it.
+    start : "start channel" of the authors; layers have four times as many channels. The network has 923,748
+        parameters for a start of 7 in 3D.
+    diffeomorphic : the sum of the levels is a stationary velocity, and the map is its flow; otherwise the sum
+        is a displacement.
+    conditional : a smoothness code in [0, 1] steers every residual block; it stands for a smoothness weight
+        of ten times the code.
 
     Attributes
     ----------
     code : float
-        Smoothness code that a conditional network registers with; may be changed at any time.
+        Smoothness code with which a conditional network registers; it may be changed at any time.
     """
 
     convention = replace(STANDARD, padding="border")
 
     def __init__(self, dim: int, start: int = 7, diffeomorphic: bool = False, conditional: bool = False):
         super().__init__()
-        self.dim, self.diffeomorphic, self.conditional, self.code = (
-            dim,
-            diffeomorphic,
-            conditional,
-            WEIGHT_ONE,
-        )
+        self.dim, self.diffeomorphic = dim, diffeomorphic
+        self.conditional, self.code = conditional, WEIGHT_ONE
         self.levels = nn.ModuleList(Level(dim, 2 + dim * (k > 0), 4 * start, conditional) for k in range(3))
 
     def forward(self, moving, fixed):
-        """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)``, and velocity ``(B, 1, D, *S)`` or None, in voxels."""
+        """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)``, velocity ``(B, 1, D, *S)`` or None.
+
+        Both are in voxels.
+        """
         return self.pyramid(moving, fixed)[-1]
 
     def pyramid(self, moving, fixed, levels: int = 3, frozen: bool = False, code=None):
-        """Displacement and velocity (or None) of the lowest ``levels`` levels, coarsest first, in voxels of their grids.
+        """Displacement and velocity (or None) of each of the coarsest ``levels`` levels, coarsest first.
+
+        Fields are in voxels of the grid of their level.
 
         Parameters
         ----------
         moving, fixed : (B, 1, *S).
         levels : 1 to 3.
-        frozen : no gradients for the levels below the last, as at the start of each stage of training.
-        code : (B, 1) smoothness codes of a conditional network; default the network's own.
+        frozen : compute no gradients for the levels below the last, as at the start of each stage of
+            training.
+        code : (B, 1) smoothness codes of a conditional network; the default is the network's own code.
         """
         check_pair(moving, fixed, self.dim, values=False)
         if min(moving.shape[2:]) < 9:

@@ -1,4 +1,4 @@
-"""What the networks share: convolution units, registration heads, and the convention of halving, doubling and warping."""
+"""Parts that the networks share: convolution units, registration heads, rules of resampling and warping."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ HEAD_CHANNELS = 16
 
 @dataclass(frozen=True)
 class Convention:
-    """How a network halves images and doubles fields, ``sampled(u)``, what its warp makes of a displacement, and
-    what that warp reads outside the image (``padding``, see :func:`tvf_core.fields.sample`)."""
+    """How a network halves images, doubles fields and warps images.
+
+    Attributes
+    ----------
+    halve : image -> image at half resolution.
+    double : field on the half grid, image shape -> field on the image grid.
+    sampled : displacement -> the displacement that the network's warp applies in effect.
+    padding : how the warp reads outside the image; see :func:`tvf_core.fields.sample`.
+    """
 
     halve: Callable
     double: Callable
@@ -30,6 +37,7 @@ class Convention:
 
 
 def as_given(displacement):
+    """The displacement itself: the ``sampled`` of a warp that applies what it is given."""
     return displacement
 
 
@@ -43,18 +51,18 @@ def conv(dim: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
 
 
 class InstanceNorm(nn.Module):
-    """Every channel of every image to mean 0 and variance 1, without parameters.
+    """Normalise every channel of every image to mean 0 and variance 1, without parameters.
 
-    Where there is no CUDA as a group norm with one channel to a group: the same sums, two to three times as fast on
-    a processor as PyTorch's instance norm. On CUDA (by its design; not measured) it would keep only a few units busy.
+    Off CUDA this is a group norm with one channel per group: it computes the same sums and is two to three
+    times as fast on a CPU as PyTorch's instance norm. On CUDA a group norm would keep only a few of the
+    multiprocessors busy (an expectation from its design, not a measurement).
     """
 
     def forward(self, x):
         if x.is_cuda:
             return F.instance_norm(x)
-        return F.group_norm(
-            x.contiguous(), x.shape[1]
-        )  # contiguous: with channels last the kernel loses digits
+        # In the channels-last memory format the kernel loses digits, so the input is made contiguous.
+        return F.group_norm(x.contiguous(), x.shape[1])
 
 
 def conv_unit(dim: int, inputs: int, outputs: int) -> nn.Sequential:
@@ -63,7 +71,7 @@ def conv_unit(dim: int, inputs: int, outputs: int) -> nn.Sequential:
 
 
 class DecoderBlock(nn.Module):
-    """Upsample twice, append the skip features, two convolution units."""
+    """Decoder block: upsample by 2, concatenate the skip features, apply two convolution units."""
 
     def __init__(self, dim: int, inputs: int, outputs: int, skip: int):
         super().__init__()
@@ -73,14 +81,14 @@ class DecoderBlock(nn.Module):
 
     def upsample(self, x, shape):
         x = F.interpolate(x, scale_factor=2, mode=self.mode, align_corners=False)
-        return x[(..., *[slice(0, s) for s in shape])]  # odd sizes: the last voxel has no partner
+        return x[(..., *[slice(0, s) for s in shape])]  # at odd sizes one voxel is too many
 
     def forward(self, x, skip):
         return self.conv2(self.conv1(torch.cat([self.upsample(x, skip.shape[2:]), skip], dim=1)))
 
 
 def registration_head(dim: int, inputs: int = HEAD_CHANNELS) -> nn.Sequential:
-    """Convolution to D components, started so small that the first map is nearly the identity."""
+    """Convolution to D components with weights so small that the first map is nearly the identity."""
     layer = conv(dim, inputs, dim, bias=True)
     nn.init.normal_(layer.weight, std=1e-5)
     nn.init.zeros_(layer.bias)
@@ -88,7 +96,7 @@ def registration_head(dim: int, inputs: int = HEAD_CHANNELS) -> nn.Sequential:
 
 
 def predict(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Field of a registration head, float32 also under autocast: half precision would move voxels in steps."""
+    """Apply a registration head in float32 or wider, also under autocast: half precision is too coarse."""
     with torch.autocast(x.device.type, enabled=False):
         u = head(x.to(next(head.parameters()).dtype))
         return u.to(at_least_float32(u))

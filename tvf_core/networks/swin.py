@@ -1,9 +1,9 @@
 """N-dimensional Swin Transformer encoder (Liu et al. 2021) as TransMorph uses it (Chen et al. 2022).
 
 One code path for 2D and 3D: every layer works on ``(B, *S, C)`` and loops over the spatial axes.
-Module names follow the released TransMorph checkpoints. Choices that differ from the original Swin
-are TransMorph's: no qkv bias, a patch-merging width of 2C in 3D, and shifted windows also in the
-last stage.
+Module names follow the released TransMorph checkpoints. Where this encoder differs from the original Swin, it
+follows TransMorph: no qkv bias, a patch-merging width of 2C in 3D, and shifted windows also in the last
+stage.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ class DropPath(nn.Module):
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows with a learned bias per relative position.
 
-    ``shifted``: the windows lie on a volume that was rolled by half a window, so that the last window along an
-    axis holds two parts that are no neighbours; -100 in the scores keeps them apart, as released. Which pairs
-    of tokens that concerns depends only on the axes along which a window is the last, never on the image size.
+    With ``shifted``, the input was rolled by half a window, so that the last window along an axis holds two
+    parts that are not adjacent in the image. As in the released code, -100 in the scores keeps the parts
+    apart. The pairs of tokens concerned depend only on the axes along which a window is the last, not on the
+    image size.
     """
 
     def __init__(self, channels: int, heads: int, window: tuple[int, ...], shifted: bool = False):
@@ -86,7 +87,7 @@ class WindowAttention(nn.Module):
             self.register_buffer("masks", shift_masks(window), persistent=False)
 
     def forward(self, x):
-        """``x``: (B, *S, C) with S multiples of the window."""
+        """``x``: (B, *S, C), where S are multiples of the window."""
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)  # (heads, tokens, tokens)
         qkv = self.qkv(x)
         if self.shifted:
@@ -94,7 +95,11 @@ class WindowAttention(nn.Module):
         return self.proj(self._attend(qkv, bias.to(qkv.dtype), 0 if self.shifted else len(self.window)))
 
     def _attend(self, qkv, bias, axis):
-        """Attention in all windows of a volume, with one bias for all: split until the last ones are apart."""
+        """Attention in all windows of ``qkv``.
+
+        The volume is split along each axis from ``axis`` on, so that the last windows, which need a mask of
+        their own in ``bias``, are apart from the others. Each part is then attended to with one bias.
+        """
         if axis < len(self.window):
             cut = qkv.shape[1 + axis] - self.window[axis]
             parts = [self._attend(qkv.narrow(1 + axis, cut, self.window[axis]), bias[1], axis + 1)]
@@ -116,7 +121,7 @@ class Block(nn.Module):
     def __init__(self, channels, heads, window, shifted, mlp_ratio, drop_path):
         super().__init__()
         self.window = window
-        # A window one voxel thin on any axis switches shifting off on all axes, as released.
+        # As in the released code, a window one voxel thin on any axis switches shifting off on all axes.
         shift = tuple(w // 2 for w in window)
         self.shift = shift if shifted and min(shift) > 0 else None
         self.norm1 = nn.LayerNorm(channels)
@@ -161,7 +166,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution (every second one shifted) and the merging that leads to the next."""
+    """Blocks of one resolution, every second one shifted, and the patch merging to the next resolution."""
 
     def __init__(self, config: SwinConfig, stage: int, drop_paths: list[float]):
         super().__init__()
@@ -224,10 +229,15 @@ class Swin(nn.Module):
 
 
 def recompute_activations(network: nn.Module, on: bool = True) -> bool:
-    """Training in less memory: compute what is inside a transformer block or a time step again in the backward pass.
+    """Switch activation checkpointing on or off, which saves memory in training.
 
-    Of these only what passes between them is kept; the other layers keep what they kept. Same values and gradients,
-    for the time of at most one more forward pass. Gives whether the network has any such part.
+    The backward pass then computes the activations inside transformer blocks and inside the intervals of
+    TM-TVF again; only their inputs and outputs are stored. Other layers store their activations as before.
+    Values and gradients stay the same, at the cost of at most one more forward pass.
+
+    Returns
+    -------
+    Whether the network has any such part.
     """
     parts = [module for module in network.modules() if hasattr(module, "recompute")]
     for module in parts:
@@ -236,7 +246,7 @@ def recompute_activations(network: nn.Module, on: bool = True) -> bool:
 
 
 def relative_position_index(window: tuple[int, ...]) -> torch.Tensor:
-    """Row of the bias table for each pair of tokens of a window, ``(V, V)`` with V the window's volume."""
+    """Row of the bias table for each pair of tokens in a window: ``(V, V)``, V the voxels of the window."""
     coords = torch.stack(torch.meshgrid(*[torch.arange(w) for w in window], indexing="ij")).flatten(1)
     index = torch.zeros(coords.shape[1], coords.shape[1], dtype=torch.long)
     for axis, w in enumerate(window):
@@ -246,7 +256,7 @@ def relative_position_index(window: tuple[int, ...]) -> torch.Tensor:
 
 
 def pad_to_multiple(x: torch.Tensor, multiple: tuple[int, ...]) -> torch.Tensor:
-    """Zero-pad the spatial axes of (B, *S, C) at their ends."""
+    """Zero-pad the spatial axes of ``(B, *S, C)`` at their ends to multiples of ``multiple``."""
     pads = [p for s, m in zip(reversed(x.shape[1:-1]), reversed(multiple)) for p in (0, -s % m)]
     return F.pad(x, [0, 0, *pads]) if any(pads) else x
 
@@ -270,9 +280,10 @@ def from_windows(x: torch.Tensor, window: tuple[int, ...], shape) -> torch.Tenso
 
 
 def shift_masks(window: tuple[int, ...]) -> torch.Tensor:
-    """Additive masks of shifted windows, ``(2, ..., 2, 1, tokens, tokens)``: entry [1, 0, ...] for the last along axis 0 only.
+    """Additive attention masks of shifted windows, ``(2, ..., 2, 1, tokens, tokens)``.
 
-    -100 between tokens that the roll by half a window brought together, else 0.
+    There is one index per axis: 1 for the last window along that axis, 0 for the others. A mask is -100
+    between tokens that only the roll by half a window brought together, and 0 elsewhere.
     """
     coords = torch.stack(torch.meshgrid(*[torch.arange(w) for w in window], indexing="ij")).flatten(1)
     wrapped = [c >= w - w // 2 for c, w in zip(coords, window)]  # came from the other end of the axis

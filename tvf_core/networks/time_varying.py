@@ -1,8 +1,8 @@
 """TM-TVF: a head that turns backbone features into N time-varying velocity fields (the paper, figure 2).
 
-Step t sees the backbone's features, the fixed image, and the moving image warped by the map so
-far; its own small decoder predicts v_t at half resolution. Any backbone with ``dim``,
-``channels`` and quarter-resolution features fits.
+At step t, a small decoder of its own gets the backbone's features, the fixed image, and the moving image
+warped by the map so far; it predicts v_t at half resolution. The backbone can be any module with ``dim``,
+``channels`` and features at a quarter of the resolution.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from .layers import HEAD_CHANNELS, RELEASED, STANDARD, DecoderBlock, conv_unit, 
 
 
 class TimeVaryingVelocity(nn.Module):
-    """Predict v_t for N intervals of [0, 1] and the map they flow to.
+    """Predict v_t for N intervals of [0, 1] and integrate it to a map.
 
     Parameters
     ----------
     backbone : module ``(B, 2, *S) -> (B, channels, *ceil(S / 4))``, with ``dim`` and ``channels``.
     steps : N, the number of velocity fields; each has its own weights, so N is fixed by training.
     method : integrator that builds the map. ``euler`` is the paper's update; the shipped weights were
-        trained with ``rk4``, one step per interval. ``released`` is the rule of the released code, and
-        switches halving, doubling and warping to that code's too.
+        trained with ``rk4``, one step per interval. ``released`` is the update of the released code, and
+        also uses that code's halving, doubling and warping.
 
     Notes
     -----
     The head's output is the displacement of one interval, v_t / N, which keeps the scale of the
     released weights; the returned velocity is per unit time. Velocities live on the half grid, in
     half-grid voxels; the map is doubled in size and value (``released``: in size only) to reach the image
-    grid. ``flow`` of the velocity on the image grid gives nearly the same map without that upsampling; it is
-    what a registration uses.
+    grid. Integrating the velocity on the image grid (:func:`tvf_core.integrate.flow`) gives nearly the same
+    map without that upsampling, and registration does so.
     """
 
     def __init__(self, backbone: nn.Module, steps: int = 8, method: str = "euler"):
@@ -44,11 +44,8 @@ class TimeVaryingVelocity(nn.Module):
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
         dim, c = backbone.dim, backbone.channels
-        self.dim, self.steps, self.method = (
-            dim,
-            steps,
-            one_of(method, (*STEPS, "released"), "integrator of a velocity that changes in time"),
-        )
+        self.dim, self.steps = dim, steps
+        self.method = one_of(method, (*STEPS, "released"), "integrator of a velocity that changes in time")
         self.convention = RELEASED if method == "released" else STANDARD
         self.recompute = False
         self.backbone = backbone
@@ -68,7 +65,7 @@ class TimeVaryingVelocity(nn.Module):
         return self.decode(self.backbone(torch.cat([moving, fixed], dim=1)), moving, fixed)
 
     def decode(self, features, moving, fixed):
-        """Displacement and velocity, as :meth:`forward`, from the backbone's features ``(B, channels, *ceil(S / 4))``."""
+        """Second half of :meth:`forward`, from the backbone's features ``(B, channels, *ceil(S / 4))``."""
         halves = self.convention.halve(moving), self.convention.halve(fixed)
         grid = identity_grid(halves[0].shape[2:], moving.device, at_least_float32(moving))
         place, velocities = None, []
@@ -91,9 +88,11 @@ class TimeVaryingVelocity(nn.Module):
         return self.convention.double(u, moving.shape[2:]), torch.stack(velocities, dim=1)
 
     def _shared(self, features, shape):
-        """What the first convolutions of all intervals make of the features: one upsampling, one convolution.
+        """Contribution of the backbone's features to the first decoder convolution of every interval.
 
-        A convolution of concatenated inputs is the sum of the convolutions of each.
+        A convolution of concatenated inputs is the sum of the convolutions of each input, so that the
+        features need only one upsampling and one convolution for all intervals. The result has one tensor
+        per interval.
         """
         weight = torch.cat([block.conv1[0].weight[:, : self.backbone.channels] for block in self.up3s])
         return self._convolve(self.up3s[0].upsample(features.contiguous(), shape), weight).chunk(
@@ -101,7 +100,7 @@ class TimeVaryingVelocity(nn.Module):
         )
 
     def _interval(self, k, shared, moving, fixed, grid, place):
-        """Velocity of interval k and, after it, the map: where each voxel is, or for ``released`` its displacement."""
+        """Velocity of interval k, and the map after it as positions (``released``: as displacements)."""
         warped = moving
         if place is not None:
             warped = (

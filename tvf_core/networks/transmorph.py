@@ -1,11 +1,12 @@
 """TransMorph (Chen et al. 2022, Medical Image Analysis 82): Swin encoder, convolutional decoder, one field.
 
-The decoder down to a quarter of the resolution is a module of its own, because the time-varying
-model (:mod:`tvf_core.networks.time_varying`) shares it. Widths, layers and parameter counts are those of the
-released code, 2D and 3D; only the convolution that its half-resolution variant never uses is left out. How images
-are halved, fields doubled and images warped is not part of the weights: a
-:class:`~tvf_core.networks.layers.Convention` says whether the network does it as this package (``fields``) or as the
-released code (``released``), which published weights need. Any image size works: every level pads inside and crops back.
+The encoder and the decoder up to a quarter of the resolution form a module of their own, because the
+time-varying model (:mod:`tvf_core.networks.time_varying`) shares them. Widths, layers and parameter counts
+are those of the released code, 2D and 3D; only the convolution that its half-resolution variant never uses is
+left out. The weights do not fix how images are halved, fields doubled and images warped: a
+:class:`~tvf_core.networks.layers.Convention` chooses between the rules of this package (``fields``) and those
+of the released code (``released``), which published weights need. Any image size works, because every level
+pads its input and crops its output.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ class TransMorphBackbone(nn.Module):
 
 
 class TransMorph(nn.Module):
-    """TransMorph: one displacement field.
+    """TransMorph: predicts one displacement field.
 
     Parameters
     ----------
     config : SwinConfig
-    head : ``full`` predicts at image resolution (the faces), ``half`` at half resolution and
-        upsamples (the OASIS variant).
+    head : ``full`` predicts at image resolution (used for the faces), ``half`` predicts at half resolution
+        and upsamples (the OASIS variant).
     convention : ``STANDARD``, where the values are voxels of the grid they live on, or ``RELEASED``.
     """
 
@@ -63,7 +64,7 @@ class TransMorph(nn.Module):
         super().__init__()
         c, dim = config.embed, config.dim
         self.dim, self.head = dim, one_of(head, ("full", "half"), "head")
-        # The released full-resolution variant warps rightly.
+        # The warp of the released full-resolution variant has no mismatched corners.
         self.convention = replace(convention, sampled=as_given) if head == "full" else convention
         self.backbone = TransMorphBackbone(config)
         self.c1 = conv_unit(dim, 2, c // 2)
@@ -76,7 +77,7 @@ class TransMorph(nn.Module):
         self.reg_head = registration_head(dim)
 
     def forward(self, moving, fixed):
-        """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)`` in voxels, and None for velocity."""
+        """Images ``(B, 1, *S)`` in [0, 1] -> displacement ``(B, D, *S)`` in voxels, None for the velocity."""
         check_pair(moving, fixed, self.dim, values=False)
         pair = torch.cat([moving, fixed], dim=1)
         x = self.up3(self.backbone(pair), self.c1(self.convention.halve(pair)))

@@ -1,7 +1,7 @@
-"""On Google Colab: install what it lacks, leave alone what it has, keep runs on Google Drive.
+"""Google Colab: install missing packages, keep the installed ones, and store runs on Google Drive.
 
-The first cell of every notebook brings the repository and calls :func:`install_missing`. This module imports nothing that Colab
-does not have.
+The first cell of every notebook fetches the repository and calls :func:`install_missing`. This module imports
+nothing that Colab does not have.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-# Colab's own versions fit its drivers, its compiled packages and its notebooks.
+# Packages that stay at Colab's versions, which fit its drivers, its compiled packages and its notebooks.
 KEPT = ("torch", "numpy", "matplotlib")
 DRIVE = "/content/drive"
 
 
 def missing(project: Path) -> list[str]:
-    """Requirements of the package, as in its pyproject.toml, of which no version is installed."""
+    """Requirements in the pyproject.toml at ``project`` of which no version is installed."""
     requirements = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
     return [
         requirement for requirement in requirements if _version(re.match(r"[\w.-]+", requirement)[0]) is None
@@ -29,9 +29,9 @@ def missing(project: Path) -> list[str]:
 
 
 def install_missing() -> list[str]:
-    """Install what is missing, and give it; packages in ``KEPT`` stay at the version that they have.
+    """Install the missing requirements and return them; packages in ``KEPT`` keep their versions.
 
-    What is there in a version that is not among the tested ones is left, too. RuntimeError: pip cannot do it.
+    A requirement that is installed in an untested version is also left as it is. RuntimeError if pip fails.
     """
     wanted = missing(Path(__file__).parents[2] / "pyproject.toml")
     if not wanted:
@@ -45,9 +45,8 @@ def install_missing() -> list[str]:
             text=True,
         )
     if done.returncode:
-        lines = [
-            line for line in done.stderr.splitlines() if line.startswith("ERROR")
-        ] or done.stderr.splitlines()
+        lines = done.stderr.splitlines()
+        lines = [line for line in lines if line.startswith("ERROR")] or lines
         raise RuntimeError(
             f"pip could not install {', '.join(wanted)}: {lines[-1] if lines else 'no reason given'}"
         )
@@ -55,11 +54,12 @@ def install_missing() -> list[str]:
 
 
 def keep_on_drive(folder: str = "MyDrive/tvf") -> Path:
-    """Ask for the user's Google Drive and let every run (states, weights, results) go into a folder there.
+    """Mount the user's Google Drive and store every run (states, weights, results) in a folder there.
 
-    After a disconnect, the same cells continue from the last state. Give the folder.
+    Colab asks the user for access. After a disconnect, the same cells continue from the last state. The
+    folder is returned.
     """
-    from google.colab import drive  # there on Colab only
+    from google.colab import drive  # exists on Colab only
 
     drive.mount(DRIVE)
     place = Path(DRIVE) / folder / "runs"

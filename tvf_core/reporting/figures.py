@@ -1,7 +1,7 @@
-"""Pictures: images, deformed grids, Jacobian maps, learning curves, the network, registrations.
+"""Figures: images, deformed grids, Jacobian maps, learning curves, the network, registrations.
 
 Every function draws into given axes or returns a finished figure; nothing is drawn at import.
-Volumes are shown as one slice: ``axis`` is the array axis that is cut (1 is coronal for RAS data).
+Volumes are shown as one slice across the array axis ``axis`` (1 is coronal for RAS data).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ COLORS = {
 
 
 def color_of(method: str) -> str:
-    """The book's colour of a method; grey for one that has none."""
+    """Colour of a method in the book; grey for a method without a colour of its own."""
     return COLORS.get(method, "#555555")
 
 
@@ -58,7 +58,11 @@ def use_style() -> None:
 
 
 def plane(array, axis: int = 1) -> np.ndarray:
-    """A 2D picture (vertical, horizontal) of ``(*S)``: 2D as it is, 3D cut across the middle of ``axis``, up is up."""
+    """2D picture (vertical, horizontal) of an array ``(*S)``.
+
+    A 2D array stays as it is. A 3D array is cut in the middle of ``axis`` and turned so that its last axis
+    points up.
+    """
     array = _numpy(array)
     if array.ndim == 2:
         return array
@@ -66,7 +70,7 @@ def plane(array, axis: int = 1) -> np.ndarray:
 
 
 def show(ax, image, title: str = "", axis: int = 1, **kwargs) -> None:
-    """Draw one image (or slice) without ticks; intensities from 0 to 1 unless told otherwise."""
+    """Draw one image or slice without ticks; the intensity range is 0 to 1 unless ``kwargs`` change it."""
     picture = plane(image, axis)
     if picture.dtype.kind == "f" and "cmap" not in kwargs:
         kwargs = {"vmin": 0, "vmax": 1, **kwargs}
@@ -75,15 +79,15 @@ def show(ax, image, title: str = "", axis: int = 1, **kwargs) -> None:
 
 
 def bare(ax, title: str = "") -> None:
-    """No ticks, no frame, a title."""
+    """Remove ticks and frame from axes and set a title."""
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
 
 
 def grid(ax, displacement, title: str = "", axis: int = 1, every: int = 4) -> None:
-    """Draw the deformed grid ``x + u(x)`` of ``(D, *S)``; in 3D the in-plane part on the middle slice.
+    """Draw the deformed grid ``x + u(x)`` of a displacement ``(D, *S)``; in 3D its part in the middle slice.
 
-    This is where the map sends each point of the fixed grid, i.e. where the warp reads.
+    The drawn points are where the map sends the points of the fixed grid, that is, where the warp reads.
     """
     points = _numpy(displacement) + np.stack(
         np.meshgrid(*map(np.arange, displacement.shape[1:]), indexing="ij")
@@ -103,7 +107,10 @@ def grid(ax, displacement, title: str = "", axis: int = 1, every: int = 4) -> No
 
 
 def jacobian_map(ax, determinant, title: str = "", axis: int = 1):
-    """Colour map of det J ``(*S)``: blue shrinks, red grows, black folds (det J <= 0)."""
+    """Draw det J ``(*S)`` in colour: blue where the map shrinks, red where it grows, black where it folds.
+
+    Folds are det J <= 0. The coloured image is returned, for a colour bar.
+    """
     picture = plane(determinant, axis)
     image = ax.imshow(picture, cmap="RdBu_r", vmin=0, vmax=2)
     ax.imshow(np.where(picture <= 0, 0.0, np.nan), cmap="gray", vmin=0, vmax=1)
@@ -113,9 +120,8 @@ def jacobian_map(ax, determinant, title: str = "", axis: int = 1):
 
 def learning_curve(ax, history: list[dict], score: str) -> None:
     """Loss per step with a running mean, and the validation score on a second axis."""
-    steps, loss = (
-        np.array([r[key] for r in history if np.isfinite(r["loss"])]) for key in ("step", "loss")
-    )  # without skipped ones
+    # Skipped steps have no finite loss and are left out.
+    steps, loss = (np.array([r[key] for r in history if np.isfinite(r["loss"])]) for key in ("step", "loss"))
     width = max(1, len(loss) // 20)
     smooth = np.convolve(loss, np.ones(width) / width, "valid") if len(loss) else loss
     ax.plot(steps, loss, color="#cccccc", lw=0.8)
@@ -130,20 +136,21 @@ def learning_curve(ax, history: list[dict], score: str) -> None:
 
 
 class LiveCurve:
-    """Learning curve in a notebook that follows a training: ``with LiveCurve("dice") as watch: train(..., watch=watch)``.
+    """Learning curve in a notebook that is updated during training.
 
-    It is drawn anew as time passes, for at most a fiftieth of it, and a last time at the end.
+    Usage: ``with LiveCurve("dice") as watch: train(..., watch=watch)``. Drawing takes at most about 2 % of
+    the time; the curve is drawn a last time at the end.
 
     Parameters
     ----------
     score : name of the validation score.
-    size : of the figure in inches.
+    size : width and height of the figure in inches.
     """
 
     def __init__(self, score: str, size: tuple[float, float] = (5.4, 3)):
         self.score, self.history = score, []
         self.figure, self.next, self.handle = plt.figure(figsize=size), 0.0, None
-        plt.close(self.figure)  # the notebook shows it here, not once more at the end of the cell
+        plt.close(self.figure)  # otherwise the notebook would show it a second time at the end of the cell
 
     def __enter__(self):
         return self
@@ -158,8 +165,8 @@ class LiveCurve:
             self.draw()
 
     def draw(self) -> None:
-        """Draw what is known so far."""
-        from IPython.display import display  # only a notebook needs it
+        """Draw the history so far."""
+        from IPython.display import display  # imported here because only notebooks need it
 
         start = time.monotonic()
         self.figure.clear()
@@ -172,7 +179,7 @@ class LiveCurve:
 
 
 def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
-    """One box per method, from top to bottom, in the book's colours; the points are the pairs."""
+    """Draw one box per method, from top to bottom, in the book's colours, and the pairs as points."""
     rng = np.random.default_rng(0)
     for position, (method, numbers) in enumerate(values.items()):
         color, numbers = color_of(method), np.asarray(numbers)[np.isfinite(numbers)]
@@ -194,10 +201,16 @@ def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
 
 
 def structure_plot(ax, rows: dict[str, dict[str, np.ndarray]], metric: str, ylabel: str) -> None:
-    """A group of boxes per structure, one box per method; left and right sides together, as is usual.
+    """Draw a group of boxes per structure, one box per method, with left and right sides pooled, as is usual.
 
-    ``rows`` are those of ``evaluate.read_rows``, method -> columns; ``metric`` is measured per label: ``dice`` or ``hd95``.
-    Structures that are missing in a pair count where they are there, infinite distances not at all.
+    Parameters
+    ----------
+    rows : method -> columns, as read by ``evaluate.read_rows``.
+    metric : a metric per label, ``dice`` or ``hd95``.
+
+    Notes
+    -----
+    Pairs in which a structure is missing, and infinite distances, are left out of its boxes.
     """
     width = 0.75 / len(rows)
     for k, (method, columns) in enumerate(rows.items()):
@@ -221,7 +234,7 @@ def structure_plot(ax, rows: dict[str, dict[str, np.ndarray]], metric: str, ylab
 
 
 def by_structure(columns: dict[str, np.ndarray], metric: str) -> dict[str, np.ndarray]:
-    """Finite values of a metric per label, those of ``L name`` and ``R name`` under ``name``."""
+    """Finite values of a metric per structure; ``L name`` and ``R name`` are pooled under ``name``."""
     found = {}
     for column, values in columns.items():
         if column.startswith(f"{metric}/"):
@@ -231,13 +244,13 @@ def by_structure(columns: dict[str, np.ndarray], metric: str) -> dict[str, np.nd
 
 
 def architecture(shapes: dict[str, tuple[int, ...]], steps: int):
-    """Figure 2 of the paper, drawn from the shapes that a real forward pass had.
+    """Figure 2 of the paper, with the tensor shapes of a real forward pass.
 
     Parameters
     ----------
     shapes : name -> (channels, *space) of ``pair``, ``stage0`` .. ``stage3``, ``up0`` .. ``up2``,
         ``context``, ``decoded``, ``velocity``.
-    steps : N.
+    steps : N, the number of time intervals.
     """
     fig, ax = plt.subplots(figsize=(10.5, 5.2))
     colors = {"stage": "#fce5b8", "up": "#cfe2f3", "pair": "#eeeeee", "step": "#d9ead3"}
@@ -293,7 +306,7 @@ def architecture(shapes: dict[str, tuple[int, ...]], steps: int):
         ax.text(x, 5.1, label, ha="center", fontsize=9)
         for top in (4.28, 3.28, 2.28):
             arrow((x, top), (x, top - 0.35))
-        arrow((x - 0.5, 4.12), (x - 0.5, 3.92), color="#3d85c6")  # the shared features, to every step
+        arrow((x - 0.5, 4.12), (x - 0.5, 3.92), color="#3d85c6")  # the shared features go to every step
     ax.plot([4.1, 4.5, 4.5, 9.4], [3.6, 3.6, 4.11, 4.11], color="#3d85c6", lw=0.9)
     for x in (6.72, 8.77):  # the map of one step conditions the next
         ax.plot([x - 0.22, x, x], [1.6, 1.6, 4.6], color="#cc4125", lw=0.9)
@@ -307,7 +320,7 @@ def architecture(shapes: dict[str, tuple[int, ...]], steps: int):
 
 
 def layer_shapes(network, moving: torch.Tensor, fixed: torch.Tensor) -> dict[str, tuple[int, ...]]:
-    """Shapes ``(channels, *space)`` inside a TM-TVF network during one forward pass, for :func:`architecture`."""
+    """Shapes ``(channels, *space)`` inside a TM-TVF network in one forward pass, for :func:`architecture`."""
     shapes, handles = {"pair": (2, *moving.shape[2:])}, []
     layers = {name: getattr(network.backbone, name) for name in ("up0", "up1", "up2")}
     layers |= {"context": network.cs[0], "decoded": network.up3s[0].conv2, "velocity": network.reg_heads[0]}
@@ -317,9 +330,8 @@ def layer_shapes(network, moving: torch.Tensor, fixed: torch.Tensor) -> dict[str
 
         def note(_module, _inputs, output, name=name):
             shape = tuple(output.shape[1:])
-            shapes[name] = (
-                (shape[-1], *shape[:-1]) if name.startswith("stage") else shape
-            )  # tokens: channels last
+            # Tokens have their channels last.
+            shapes[name] = (shape[-1], *shape[:-1]) if name.startswith("stage") else shape
 
         handles.append(layer.register_forward_hook(note))
     with torch.inference_mode():
@@ -338,7 +350,7 @@ def forward_and_backward(rows: list[tuple[str, torch.Tensor, torch.Tensor, Regis
 
     Returns
     -------
-    Figure with moving, fixed, moving warped forward, phi, fixed warped backward, phi^-1, det J.
+    Figure whose columns are moving, fixed, moving o phi, phi, fixed o phi^-1, phi^-1 and det J.
     """
     fig, axes = plt.subplots(len(rows), 7, figsize=(13, 2.05 * len(rows) + 0.35), squeeze=False)
     for line, (name, moving, fixed, result) in zip(axes, rows):

@@ -1,17 +1,18 @@
-"""Parameters of a notebook: what papermill put in must be known and of the declared type."""
+"""Parameters of a notebook: checks that those given by papermill are known and of the declared type."""
 
 from __future__ import annotations
 
 import ast
 
-MARK = "# Parameters"  # with which papermill begins the cell that it adds
+MARK = "# Parameters"  # first line of the cell that papermill adds
 
 
 def check(names: dict) -> dict:
-    """Values of the parameters of the notebook whose ``globals()`` these are, by name.
+    """Check the parameters of a notebook and return their values by name.
 
-    The cell tagged ``parameters`` declares them, ``name: type = value  # what it is``. Papermill, told another name, would only
-    warn, and run for days with the value that was meant to change; here that is an error, and so is a value of another type.
+    The cell tagged ``parameters`` declares them as ``name: type = value  # what it is``. Papermill only warns
+    about an unknown name and would then run for days with the default value. This function raises an error
+    for an unknown name, and for a value of the wrong type.
 
     Parameters
     ----------
@@ -19,7 +20,8 @@ def check(names: dict) -> dict:
 
     Raises
     ------
-    ValueError : an unknown name, or a value of the wrong type; says what is known, or how to write it.
+    ValueError : a name is unknown, or a value has the wrong type. The message lists the known names, or says
+        how to write the value.
     """
     declared = names.get("__annotations__", {})
     for source in names.get("In", ()):  # every cell that was run
