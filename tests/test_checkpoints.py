@@ -11,14 +11,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import tyro
 from safetensors import safe_open
 from test_wrong_input import rejects
 from torch import nn
 
 from tvf_core import checkpoints, commands
+from tvf_core.data.pairs import DATASETS
 from tvf_core.methods import NetworkConfig, swin_config
 from tvf_core.model import Model
 from tvf_core.networks.swin import relative_position_index
+from tvf_core.paths import ROOT
 
 INDEX = "relative_position_index"
 TABLE = "transformer.layers.{}.blocks.0.attn.relative_position_bias_table"
@@ -564,3 +567,21 @@ def test_convert_on_the_command_line(small, state, path, tmp_path, monkeypatch, 
     model = checkpoints.load(out)
     assert model.config.method == "tm-tvf-lddmm" and swin_config(model.config).window == (2, 4)
     assert_weights(model, small.network.state_dict())
+
+
+def test_the_command_on_the_page_of_released_weights_runs_on_every_data_set(monkeypatch):
+    page = (ROOT / "book" / "released_weights.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"`tvf (evaluate [^`]*)`", page)
+    asked = []
+    monkeypatch.setattr(
+        commands.evaluation.evaluation, "evaluate", lambda *args, **kwargs: asked.append((args, kwargs))
+    )
+    monkeypatch.setattr(commands.evaluation, "print_summary", lambda summary: None)
+    for data in DATASETS:
+        words = command.split()
+        words[words.index("--data") + 1] = data
+        commands.app.cli(args=words, config=(tyro.conf.OmitArgPrefixes,))
+        args, kwargs = asked.pop()
+        assert args == ("tm-tvf", data) and str(kwargs["weights"]) == "FILE" and kwargs["split"] == "val"
+    assert command.split()[command.split().index("--data") + 1] in DATASETS
+    assert "embedded data only" not in page

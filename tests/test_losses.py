@@ -1,6 +1,7 @@
 """Losses against literal loops, dense convolutions, one-hot maps and closed forms."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,9 +11,12 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch.library import opcheck
 
-from tvf_core import fields, losses, metrics, released
+from tvf_core import fields, integrate, losses, metrics, released
+from tvf_core.data import demo_brains
 from tvf_core.losses import label_overlap, local_ncc, objectives
+from tvf_core.methods import METHODS
 from tvf_core.networks import layers
+from tvf_core.paths import ROOT
 
 LABEL_TERMS = [losses.soft_dice, losses.label_mse]
 
@@ -491,6 +495,93 @@ def test_lddmm_energy_of_a_cosine_is_given_by_the_laplacians_eigenvalue(shape, b
     mean_square = float(wave.square().mean()) * (1 + 4 + 16) / 3 * 1.25
     expected = (alpha * decay + gamma) ** (2 * beta) * mean_square
     assert float(losses.lddmm_energy(v, alpha, gamma, beta)) == pytest.approx(expected, rel=1e-9)
+
+
+def literal_operator(v, alpha, gamma, beta):
+    """``(-alpha Laplacian + gamma)^beta`` of one component, voxel by voxel; beyond the border is the border's value."""
+    for _ in range(beta):
+        out = np.empty_like(v)
+        for x in np.ndindex(*v.shape):
+            laplacian = 0.0
+            for axis, side in itertools.product(range(v.ndim), (-1, 1)):
+                y = list(x)
+                y[axis] = min(max(x[axis] + side, 0), v.shape[axis] - 1)
+                laplacian += v[tuple(y)] - v[x]
+            out[x] = gamma * v[x] - alpha * laplacian
+        v = out
+    return v
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (11, 13), (6, 8, 4), (7, 5, 6)], ids=str)
+def test_the_lddmm_loss_is_the_papers_eq_2_with_the_factors_that_the_docstring_states(shape):
+    dim, steps, pairs, classes = len(shape), 3, 2, 3
+    half = tuple(-(-s // 2) for s in shape)
+    velocity = 8 * noise(half, 2, channels=steps * dim, batch=pairs).unflatten(1, (steps, dim)) - 4
+    displacement = integrate.flow(velocity, shape=shape)
+    batch = {"moving": noise(shape, 0, batch=pairs), "fixed": noise(shape, 1, batch=pairs)}
+    batch |= {
+        f"{role}_labels": random_labels(shape, classes, k, pairs)
+        for k, role in enumerate(("moving", "fixed"))
+    }
+    method = METHODS["tm-tvf-lddmm"]
+    constants = {name: number.value for name, number in method.constants[dim].items()}
+    weights = method.weights(dim)
+    terms = objectives.standard_terms(weights, constants, batch, displacement, velocity, classes)
+    assert set(terms) == {"mse", "lddmm"} | ({"label_mse"} if dim == 3 else set())
+
+    # the sums of eq. 2, per pair: v_t is the motion of an interval
+    energy, image, labels = 0.0, 0.0, 0.0
+    for b in range(pairs):
+        for t, component in itertools.product(range(steps), range(dim)):
+            motion = velocity[b, t, component].numpy() / steps
+            energy += (literal_operator(motion, **constants) ** 2).sum() / pairs
+        pair = slice(b, b + 1)
+        warped = fields.warp(batch["moving"][pair], displacement[pair])
+        image += float((warped - batch["fixed"][pair]).square().sum()) / pairs
+        label_maps = literal_label_maps(
+            batch["moving_labels"][pair], displacement[pair], batch["fixed_labels"][pair], classes
+        )
+        labels += sum(((p - f) ** 2).sum() for p, f in label_maps) / classes / pairs
+    whole, halved = math.prod(shape), math.prod(half)
+    e = float(losses.lddmm_energy(velocity, **constants))
+    assert energy == pytest.approx(halved / steps * e, rel=1e-9) and energy > 0
+    w = weights["lddmm"]
+    assert float(terms["lddmm"]) == pytest.approx(w * steps / halved * energy, rel=1e-6)
+    expected = image / whole + (labels / whole if dim == 3 else 0) + w * steps / halved * energy
+    assert float(sum(terms.values())) == pytest.approx(expected, rel=1e-6)
+    # the three readings: sum and sum, mean and mean, sum and mean
+    mse = float(terms["mse"])
+    assert energy + image == pytest.approx(whole * (mse + halved / (steps * whole) * e), rel=1e-9)
+    assert energy / halved + image / whole == pytest.approx(mse + e / steps, rel=1e-9)
+    assert energy + image / whole == pytest.approx(mse + halved / steps * e, rel=1e-9)
+
+
+PAPER_SIZES = {2: (256, 256), 3: (160, 192, 224)}
+
+
+def chapter_11():
+    notebook = json.loads((ROOT / "notebooks" / "11_methods.ipynb").read_text(encoding="utf-8"))
+    return "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_weights_of_the_lddmm_energy_are_said_to_be_what_they_are(dim):
+    shape, steps, weight = PAPER_SIZES[dim], 8, METHODS["tm-tvf-lddmm"].losses[dim]["lddmm"]
+    half, whole = math.prod(s // 2 for s in shape), math.prod(shape)
+    sum_mean, sum_sum, mean_mean = half // steps, steps * whole // half, steps
+    assert half % steps == 0 and weight.value == pytest.approx(sum_mean, rel=0.08)
+    assert f"{' x '.join(str(s // 2) for s in shape)} / {steps} = {sum_mean:,}" in weight.source
+    assert f"both sums: 1/{sum_sum};" in weight.source and f"both means: 1/{mean_mean};" in weight.source
+    for text in (losses.lddmm_energy.__doc__, chapter_11()):
+        text = " ".join(text.split())
+        assert f"{sum_mean:,}" in text and f"1/{sum_sum}" in text and f"1/{mean_mean}" in text
+    page = " ".join(chapter_11().split())
+    for reading in (sum_sum, mean_mean):
+        assert f"{weight.value * reading:,.0f} times" in page
+    demo = {2: (128, 128), 3: demo_brains.SHAPE}[dim]
+    demo_sum_mean = math.prod(-(-s // 2) for s in demo) / steps
+    assert f"({' x '.join(map(str, demo))})" in page and f"{demo_sum_mean:,.0f}" in page
+    assert f"{weight.value / demo_sum_mean:.0f} times" in page
 
 
 @pytest.mark.parametrize("beta", [1, 2])

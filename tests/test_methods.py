@@ -2,12 +2,13 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from tvf_core import checkpoints, commands, data, fields, losses, metrics
+from tvf_core import checkpoints, commands, data, fields, integrate, losses, metrics, released
 from tvf_core.evaluation import evaluate
 from tvf_core.losses import objectives
 from tvf_core.methods import METHODS, NetworkConfig, available
@@ -132,6 +133,31 @@ def test_every_number_of_the_training_has_a_source():
             assert numbers or entry.field == "none"
             assert bool(entry.build) == bool(entry.losses)
             assert all(len(number.source) > 10 for number in numbers.values())
+
+
+def test_equations_of_the_paper_are_cited_by_their_numbers():
+    """Eq. 1: the variational problem of LDDMM; eq. 2: the loss of TM-TVF_LDDMM; eq. 3: the loss of TM-TVF."""
+    paper = "Chen, Frey & Du 2022"
+    assert METHODS["lddmm"].source == "Beg et al. 2005 (IJCV 61); the paper's eq. 1"
+    assert METHODS["tm-tvf-lddmm"].source == f"{paper}, eq. 2"
+    assert METHODS["tm-tvf"].source == f"{paper}, eq. 3"
+    terms = METHODS["tm-tvf-lddmm"].losses
+    assert set(terms[2]) == {"mse", "lddmm"} and set(terms[3]) == {"mse", "label_mse", "lddmm"}
+    for number in (number for dim in (2, 3) for number in terms[dim].values()):
+        assert "eq. 2" in number.source and "eq. 1" not in number.source and "eq. 3" not in number.source
+    for dim in (2, 3):
+        assert any("eq. 3" in number.source for number in METHODS["tm-tvf"].losses[dim].values())
+    # the differential equation has no number; what is said of a loss names the equation that has it
+    assert not re.search(r"eq\. *\d", integrate.__doc__)
+    for function, number in {
+        losses.label_mse: 2,
+        released.lddmm_energy: 2,
+        losses.lncc: 3,
+        losses.soft_dice: 3,
+        losses.diffusion: 3,
+        lddmm.register: 1,
+    }.items():
+        assert set(re.findall(r"eq\. *(\d)", function.__doc__)) == {str(number)}, function.__name__
 
 
 @pytest.mark.parametrize("sources", [False, True])

@@ -12,6 +12,9 @@ from conftest import lively
 from torch import nn
 
 from tvf_core import fields, integrate, metrics, released
+from tvf_core.checkpoints import load as load_weights
+from tvf_core.checkpoints import shipped
+from tvf_core.data import load
 from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, NetworkConfig, swin_config
 from tvf_core.model import Model, objective
 from tvf_core.networks import swin
@@ -183,6 +186,58 @@ def test_window_attention_equals_a_literal_softmax(shape, window, shifted):
     ):
         torch.testing.assert_close(ours, literal, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(layer.float()(x.float()), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape,window", ATTENTION_SIZES, ids=str)
+def test_a_block_whose_shift_is_switched_off_is_one_that_was_built_without(shape, window):
+    torch.manual_seed(0)
+    block, plain = (swin.Block(4, 2, window, shifted, 2, 0.0).double() for shifted in (True, False))
+    nn.init.normal_(block.attn.relative_position_bias_table)
+    plain.load_state_dict(block.state_dict())
+    x = torch.randn(1, *shape, 4, dtype=torch.float64)
+    moved = x.clone()
+    moved[(0, *[0] * len(shape))] += torch.randn(
+        4
+    )  # the first corner, which the roll brings to the last window
+    shifted = block(x)
+    reached = (block(moved) - shifted).abs().amax(-1)[0] > 1e-9
+    block.attn.shifted = False
+    unshifted = block(x)
+    assert torch.equal(unshifted, plain(x)) and (unshifted - shifted).abs().max() > 1e-3
+    # with a shift the corner reaches the half window that was cut off with it, without one a whole window
+    assert int(reached.sum()) == math.prod(w // 2 for w in window)
+    now = (block(moved) - unshifted).abs().amax(-1)[0] > 1e-9
+    assert int(now.sum()) == math.prod(window) and (reached & ~now).sum() == 0
+    block.attn.shifted = True
+    assert torch.equal(block(x), shifted)
+    with pytest.raises(AttributeError):  # the roll alone cannot be switched off: its masks would stay
+        block.shift = None
+
+
+def test_the_shift_of_the_last_stage_moves_the_map_of_the_shipped_network():
+    pairs = load("demo_faces", "test", 128)
+    model = load_weights(shipped("tm-tvf", "demo_faces"))
+    stage = model.network.backbone.transformer.layers[-1]
+    item = pairs.batch([0])
+    before = model.register(item["moving"], item["fixed"]).displacement
+    shifted = [block for block in stage.blocks if block.attn.shifted]
+    assert shifted and all(
+        block.window == (4, 4) for block in shifted
+    )  # 128 / 32: one window covers the stage
+    for block in shifted:
+        block.attn.shifted = False
+    switched = model.register(item["moving"], item["fixed"]).displacement
+    config = swin_config(model.config)
+    rebuilt = swin.Stage(config, 3, [0.0] * config.depths[3])
+    rebuilt.blocks = nn.ModuleList(
+        swin.Block(config.channels(3), config.heads[3], config.window, False, config.mlp_ratio, 0.0)
+        for _ in stage.blocks
+    )
+    rebuilt.load_state_dict(stage.state_dict())
+    model.network.backbone.transformer.layers[-1] = rebuilt
+    built_without = model.register(item["moving"], item["fixed"]).displacement
+    torch.testing.assert_close(switched, built_without, rtol=0, atol=1e-6)
+    assert 1e-5 < (switched - before).norm(dim=1).mean() < 0.01
 
 
 @pytest.mark.parametrize("dim", [2, 3])

@@ -1,7 +1,7 @@
 """From velocity to map: the flow of v_t, forward and inverse, and scaling and squaring.
 
-The flow solves ``d phi_t / dt = v_t(phi_t), phi_0 = Id`` (Chen, Frey & Du 2022, eq. 2; Beg et al.
-2005). A network gives v as T fields, each constant over its interval ``[k/T, (k+1)/T)``; between
+The flow solves ``d phi_t / dt = v_t(phi_t), phi_0 = Id`` (Beg et al. 2005; Chen, Frey & Du 2022,
+section 2). A network gives v as T fields, each constant over its interval ``[k/T, (k+1)/T)``; between
 voxels it is interpolated linearly. The inverse is the flow of -v in reversed time, from the same v.
 """
 

@@ -189,7 +189,7 @@ def _vm_tvf(config: NetworkConfig) -> nn.Module:
     return TimeVaryingVelocity(VoxelMorphBackbone(config.dim), config.time_steps, config.integrator)
 
 
-_EQ1, _EQ3 = "Chen, Frey & Du 2022, eq. 1", "Chen, Frey & Du 2022, eq. 3"
+_EQ2, _EQ3 = "Chen, Frey & Du 2022, eq. 2", "Chen, Frey & Du 2022, eq. 3"
 _OASIS = "released OASIS script of TM and TM-TVF"
 _FACES = "eq. 3; open: the released 2D script of TM has -SSIM (try: --losses ssim 1 diffusion 1)"
 # The penalty is on the final displacement, as in the released code; the paper's eq. 3 writes it for v_1.
@@ -217,10 +217,19 @@ _LDDMM = {
         "beta": Sourced(2, "paper, section 3"),
     },
 }
-# The paper prints no weight. Its sum over half-grid voxels of |L v/N|^2, beside a mean image term, is our mean times
-# (half-grid voxels / N): about 2e3 for faces of 256^2, 1e5 for OASIS. We keep these two numbers at every size.
-_OURS = "ours: eq. 1 as a mean, at the paper's image size; none is printed (as released: lddmm_released)"
+# Eq. 2 prints no weight. Ours make the energy a sum over the half grid of the paper's images beside a
+# mean over their voxels, as the released script adds its terms; losses.lddmm_energy derives them, and
+# says what the other readings of eq. 2 would give. The two numbers are kept at every image size.
+_SUM_BESIDE_MEAN = (
+    "ours, rounded from {}: eq. 2, which prints no weight, with its energy as a sum over half-grid voxels "
+    "beside an image term that is a mean, as in the released script (both sums: {}; both means: 1/8; "
+    "the script's own energy: lddmm_released)"
+)
 _FLOW_BACK = "exact: flow of -v, backwards"
+_FROZEN = (
+    "part of the training for which the coarser levels stay frozen once a new level has begun; "
+    "{}: {} of 120,003 iterations"
+)
 _CHOSEN_3D = "ours: the paper's row used labels (Learn2Reg 2021), its weight is not public"
 _NO_FACES = "ours: nothing is published for the faces; the 3D value"
 
@@ -236,7 +245,7 @@ def _settings(values: dict, published: dict, chosen: str) -> dict[str, Sourced]:
 
 
 def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
-    """Losses of LapIRN; the authors' smoothness counts twice the displacement, so four times ours."""
+    """Losses of LapIRN. The authors' smoothness term is of twice the field, squared: four times ours."""
     ncc = Sourced(1.0, "Mok & Chung 2020, for brains; windows 3, 5-3 and 7-5-3 as in their code")
     return {
         2: {"multiscale_lncc": ncc, "diffusion": diffusion},
@@ -313,12 +322,17 @@ METHODS = {
             mse=Sourced(
                 1e4, "1 / sigma^2 with sigma = 0.01, as in the authors' code (faces: nothing is published)"
             ),
-            kl=Sourced(1.0, "mean beside a mean, as in the authors' code (the formula has sums)"),
+            kl=Sourced(
+                1.0,
+                "as in the authors' code: this term and mse are both means over voxels "
+                "(in the formula both are sums)",
+            ),
         ),
         constants=_everywhere(
             prior=Sourced(
                 25.0,
-                "authors' advice for sigma = 0.01; in the formula, whose smoothness weighs 4 (faces) or 6 times that of their code",
+                "the authors' advice for sigma = 0.01. Here it stands in the published formula, which counts "
+                "the smoothness of the mean 4 times (2D) or 6 times (3D) as much as their code does",
             )
         ),
         objective=DistributionObjective,
@@ -359,8 +373,14 @@ METHODS = {
     "lapirn": Method(
         "LapIRN",
         _lapirn,
-        losses=_pyramid(Sourced(4.0, "1 of Mok & Chung 2020, of twice the voxels; their displacement code")),
-        constants=_everywhere(frozen=Sourced(1 / 60, "Mok & Chung 2020: 2,000 of 120,003 iterations")),
+        losses=_pyramid(
+            Sourced(
+                4.0,
+                "Mok & Chung 2020, displacement code: 1, for a penalty on twice the displacement; "
+                "squared, that is 4 for the displacement itself",
+            )
+        ),
+        constants=_everywhere(frozen=Sourced(1 / 60, _FROZEN.format("Mok & Chung 2020", "2,000"))),
         objective=PyramidObjective,
         source="Mok & Chung 2020 (MICCAI)",
     ),
@@ -368,9 +388,13 @@ METHODS = {
         "LapIRN, diffeomorphic",
         _lapirn,
         losses=_pyramid(
-            Sourced(14.0, "3.5 of Mok & Chung 2020, of twice the voxels; their diffeomorphic code")
+            Sourced(
+                14.0,
+                "Mok & Chung 2020, diffeomorphic code: 3.5, for a penalty on twice the velocity; "
+                "squared, that is 14 for the velocity itself",
+            )
         ),
-        constants=_everywhere(frozen=Sourced(1 / 60, "Mok & Chung 2020: 2,000 of 120,003 iterations")),
+        constants=_everywhere(frozen=Sourced(1 / 60, _FROZEN.format("Mok & Chung 2020", "2,000"))),
         objective=PyramidObjective,
         field="stationary velocity",
         inverse=_FLOW_BACK,
@@ -383,10 +407,12 @@ METHODS = {
         losses=_pyramid(
             Sourced(
                 40.0,
-                "10 of Mok & Chung 2021, of twice the voxels; times a code drawn from [0, 1], 0.1 to register",
+                "Mok & Chung 2021: 10, for a penalty on twice the displacement; squared, that is 40 for the "
+                "displacement itself. The smoothness code multiplies it: drawn from [0, 1] in training, "
+                "0.1 to register",
             )
         ),
-        constants=_everywhere(frozen=Sourced(1 / 40, "Mok & Chung 2021: 3,000 of 120,003 iterations")),
+        constants=_everywhere(frozen=Sourced(1 / 40, _FROZEN.format("Mok & Chung 2021", "3,000"))),
         objective=PyramidObjective,
         source="Mok & Chung 2021 (MICCAI), the paper's reference 16",
     ),
@@ -413,13 +439,20 @@ METHODS = {
         _tm_tvf,
         released=True,
         losses={
-            2: {"mse": Sourced(1.0, _EQ1), "lddmm": Sourced(2e3, _OURS)},
-            3: {"mse": Sourced(1.0, _EQ1), "label_mse": Sourced(1.0, _EQ1), "lddmm": Sourced(1e5, _OURS)},
+            2: {
+                "mse": Sourced(1.0, _EQ2),
+                "lddmm": Sourced(2e3, _SUM_BESIDE_MEAN.format("128 x 128 / 8 = 2,048", "1/32")),
+            },
+            3: {
+                "mse": Sourced(1.0, _EQ2),
+                "label_mse": Sourced(1.0, _EQ2),
+                "lddmm": Sourced(1e5, _SUM_BESIDE_MEAN.format("80 x 96 x 112 / 8 = 107,520", "1/64")),
+            },
         },
         constants=_LDDMM,
         field="time-varying velocity",
         inverse=_FLOW_BACK,
-        source=_EQ1,
+        source=_EQ2,
     ),
     "tm-tvf": Method(
         "TM-TVF",

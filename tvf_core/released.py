@@ -5,7 +5,7 @@ Each function has the name of the one that it replaces: ``warp``, ``halve`` and 
 
 Only with these rules does a network with released weights return what that code returns. The code is
 ``junyuchen245/TransMorph_TVF`` (2022-07-14). Everywhere else the project follows the equations of the
-paper; the notebook "Paper versus code" measures the difference that each rule makes.
+paper; chapter 9, "The paper and its code", measures the difference that each rule makes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def lddmm_energy(velocity: torch.Tensor, alpha: float, gamma: float) -> torch.Te
     """The released "LDDMM energy": the sum of the fourth powers of ``(-alpha Laplacian + gamma) v``.
 
     Squared twice and summed over voxels without their number; ``beta`` does not enter; the outermost
-    voxels are left out. The paper's term (eq. 1) is :func:`tvf_core.losses.lddmm_energy`.
+    voxels are left out. The paper's term (eq. 2) is :func:`tvf_core.losses.lddmm_energy`.
 
     Parameters
     ----------

@@ -53,7 +53,7 @@ def soft_dice(
 def label_mse(
     moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_labels: torch.Tensor, classes: int
 ) -> torch.Tensor:
-    """Mean squared difference of warped and fixed one-hot label maps (segmentation term of eq. 1)."""
+    """Mean squared difference of warped and fixed one-hot label maps (label term of the paper's eq. 2)."""
     common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
     return ((warped + fixed - 2 * common).sum() / (common.numel() * displacement[0, 0].numel())).to(
         displacement.dtype

@@ -41,9 +41,10 @@ def standard_terms(
     Notes
     -----
     ``lncc``, ``ssim``, ``mse``: of the warped and the fixed image. ``dice``, ``label_mse``: of their labels.
-    ``diffusion``: of the displacement, as in the released code; ``velocity_diffusion``: of the last velocity,
-    as the paper's eq. 3 has it. ``lddmm``: eq. 1; ``lddmm_released``: what the released code computes in its
-    place.
+    ``diffusion``: of the displacement, as in the released code; ``velocity_diffusion``: of the last
+    velocity, as the paper's eq. 3 has it (there it is the motion of one interval, so that its square is
+    N^2 times smaller). ``mse``, ``label_mse`` and ``lddmm``: the terms of eq. 2; ``lddmm_released``: what
+    the released code computes in place of the last one.
     """
     moving, fixed, sampled = batch["moving"], batch["fixed"], convention.sampled(displacement)
     warped = fields.warp(moving, sampled, padding=convention.padding)

@@ -21,14 +21,40 @@ def diffusion(field: torch.Tensor) -> torch.Tensor:
 def lddmm_energy(
     velocity: torch.Tensor, alpha: float = 0.01, gamma: float = 0.01, beta: int = 2
 ) -> torch.Tensor:
-    """Energy of a path of velocities: integral over t of the voxel mean of ``|L v_t|^2`` (eq. 1).
+    """Energy of a path of velocities: integral over t of the voxel mean of ``|L v_t|^2``.
+
+    It is the first term of the paper's eq. 1 and eq. 2 (Chen, Frey & Du 2022; Beg et al. 2005).
 
     Parameters
     ----------
-    velocity : (B, T, D, *S) voxels per unit time.
+    velocity : (B, T, D, *S) voxels per unit time, in voxels of its own grid.
     alpha, gamma, beta : ``L = (-alpha Laplacian + gamma)^beta``; beta is how often the operator is
         applied. The Laplacian is the 2D + 1 point stencil with unit spacing and mirrored borders
         (zero normal derivative), so a constant field is penalised by gamma alone.
+
+    Notes
+    -----
+    For B paths of T fields on H voxels each::
+
+        E = 1 / (B T H) * sum over paths, fields, voxels and components of (L v_t)^2
+
+    TM-TVF_LDDMM minimises ``mse + label_mse + w E``. The paper's eq. 2 has no weight. It is the sum of
+    ``||L v_t||^2`` over N = T steps, plus ``||I_0 o phi_1 - I_1||^2`` and the mean of the same over the
+    labels. Its v_t is the motion of one interval, which is v_t / T here. With sums over voxels as norms,
+    the first term is therefore ``H / T * E`` and the second, for images of V voxels, ``V * mse``. (The
+    integral in eq. 1 is over a velocity per unit time and gives ``H * E``.) Which w is that of eq. 2
+    depends on how its norms are read. H is ``V / 2^D`` on the half grid of an even size, and the numbers
+    are for N = 8:
+
+    - both as sums over voxels: ``w = H / (T V) = 1 / (2^D T)``, that is 1/32 in 2D and 1/64 in 3D;
+    - both as means over voxels: ``w = 1 / T``, that is 1/8;
+    - that of the velocities as a sum, that of the images as a mean: ``w = H / T``, that is 2,048 on the
+      half grid of a face of 256 x 256 pixels and 107,520 on that of an OASIS scan of 160 x 192 x 224
+      voxels.
+
+    The released script adds a sum to a mean in this way, though of another power
+    (:func:`tvf_core.released.lddmm_energy`). From this third reading come the weights in
+    :mod:`tvf_core.methods`, rounded: 2e3 in 2D and 1e5 in 3D.
     """
     v = velocity.flatten(0, 1)
     check_field(v, "velocity at one time")

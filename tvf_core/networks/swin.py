@@ -121,11 +121,9 @@ class Block(nn.Module):
     def __init__(self, channels, heads, window, shifted, mlp_ratio, drop_path):
         super().__init__()
         self.window = window
-        # As in the released code, a window one voxel thin on any axis switches shifting off on all axes.
-        shift = tuple(w // 2 for w in window)
-        self.shift = shift if shifted and min(shift) > 0 else None
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(channels, heads, window, self.shift is not None)
+        # As in the released code, a window one voxel thin on any axis switches shifting off on all axes.
+        self.attn = WindowAttention(channels, heads, window, shifted and min(window) > 1)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = nn.ModuleDict(
             {
@@ -134,6 +132,14 @@ class Block(nn.Module):
             }
         )
         self.drop_path = DropPath(drop_path)
+
+    @property
+    def shift(self) -> tuple[int, ...] | None:
+        """How far the volume is rolled before the attention; None without a shift.
+
+        It follows ``attn.shifted``, so that the roll and the masks that belong to it are on or off together.
+        """
+        return tuple(w // 2 for w in self.window) if self.attn.shifted else None
 
     def forward(self, x):
         """``x``: (B, *S, C)."""

@@ -62,7 +62,10 @@ def register(
     integrator: str = "rk4",
     recompute: bool = False,
 ) -> tuple[Registration, list[dict]]:
-    """Align one pair by LBFGS over time-varying velocities, from coarse grids to fine ones (Beg et al. 2005; eq. 1).
+    """Align one pair by LBFGS over time-varying velocities, from coarse grids to fine ones.
+
+    Minimises the paper's eq. 1 (Beg et al. 2005): ``weight`` times :func:`energy`, plus the mean squared
+    difference of the images.
 
     Parameters
     ----------
