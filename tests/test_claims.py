@@ -338,6 +338,42 @@ def test_the_command_lists_every_claim(monkeypatch, capsys):
     )
 
 
+def test_tables_and_claims_count_folds_as_the_challenge_in_3d_and_as_the_released_script_in_2d(
+    stored, tmp_path
+):
+    assert {m for columns in tables.BEYOND.values() for m in columns} <= set(METRICS)
+
+    def judge(name, data):
+        return next(f for f in claims.claim(ENTRIES[name], tmp_path) if f.data == data)
+
+    for table, data, heading, column, name in (
+        (
+            "table1",
+            "demo_faces",
+            "folding (%, one-sided border)",
+            "folding_percent",
+            "tvf-folds-less-than-tm",
+        ),
+        (
+            "table2",
+            "demo_brains",
+            "folding (%, inner voxels)",
+            "folding_inner_percent",
+            "tvf-folds-less-than-tm-3d",
+        ),
+    ):
+        folds = {"folding_percent": 9.0, "folding_inner_percent": 9.0, column: 0.125}
+        stored(data, "tm-tvf", {key: [value] * 6 for key, value in folds.items()})
+        stored(data, "tm", {key: np.linspace(2, 2.5, 6) * value for key, value in folds.items()})
+        header, _, *rows = tables.comparison(table, read_results(tmp_path, data)).split("\n")
+        [row] = [row.split(" | ") for row in rows if row.startswith("| TM-TVF |")]
+        assert dict(zip(header.split(" | "), row))[f"here: {heading}"] == "0.125\xa0±\xa00.000"
+        found = judge(name, data)
+        assert found.verdict == claims.REPRODUCED and "TM-TVF 0.1250, TM 0.2812" in found.measured
+        stored(data, "tm-tvf", {"ndv_percent": [0.1] * 6})  # rows from before it was measured
+        assert judge(name, data).verdict == claims.NOT_TESTABLE and "evaluate again" in judge(name, data).why
+
+
 def test_agreement_is_the_largest_difference_on_common_pairs(stored, tmp_path):
     (tmp_path / "other").mkdir()
     stored("demo_faces", "tm", {"ssim": [0.8] * 6, "dice/L x": [0.5] * 6})

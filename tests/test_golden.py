@@ -6,20 +6,24 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from tvf_core import checkpoints, commands, fields, integrate, losses, metrics, released
 from tvf_core.methods import swin_config
 from tvf_core.networks import lapirn
 
 
-def agree(name, ours, golden, tolerance=1e-4, relative=False):
-    """Ours must be within ``tolerance`` of the golden values.
+def agree(name, ours, golden, tolerance=1e-4, relative=False, zero=False):
+    """Within ``tolerance``, absolute or relative to the largest golden value (gradients of means are tiny).
 
-    The tolerance is absolute, or relative to the largest golden value (gradients of means are tiny)."""
+    Golden values so small that nothing could disagree with them are an error, unless they are meant to be
+    ``zero``.
+    """
     ours, golden = np.asarray(ours, dtype=np.float64), np.asarray(golden, dtype=np.float64)
     assert ours.shape == golden.shape, name
     assert np.array_equal(np.isnan(ours), np.isnan(golden)), name
     worst, largest = np.nanmax(np.abs(ours - golden)), np.nanmax(np.abs(golden))
+    assert largest == 0 if zero else largest > (0 if relative else 100 * tolerance), f"{name}: {largest}"
     print(f"{name}: worst difference {worst:.2e}, largest value {largest:.2e}")
     assert worst <= tolerance * (largest if relative else 1), name
 
@@ -88,7 +92,7 @@ def learn2reg(golden):
     return (file, labels, torch.from_numpy(file["displacement"]).movedim(-1, 0)[None])
 
 
-def test_dice_sdlogj_and_folding_are_those_of_learn2reg(learn2reg):
+def test_dice_and_sdlogj_are_those_of_learn2reg(learn2reg):
     file, labels, u = learn2reg
     scores = metrics.dice(
         labels["warped"], labels["fixed"], labels["moving"], range(1, 1 + len(file["dice"]))
@@ -96,7 +100,36 @@ def test_dice_sdlogj_and_folding_are_those_of_learn2reg(learn2reg):
     agree("dice per label", scores, file["dice"])
     agree("dice mean", np.nanmean(scores), file["dice_mean"])
     agree("sdlogj", metrics.sdlogj(u), file["sdlogj"])
-    agree("folding percent", metrics.folding_percent(u), file["nonpositive_jacobian_percent"])
+
+
+def determinant_of_learn2reg(displacement):
+    """What the challenge's program computes for a (3, X, Y, Z) displacement, line by line."""
+    gradients = [
+        [
+            ndimage.correlate(component, np.reshape([-0.5, 0, 0.5], shape), mode="constant", cval=0.0)
+            for component in displacement
+        ]
+        for shape in [(3, 1, 1), (1, 3, 1), (1, 1, 3)]
+    ]
+    j = (np.array(gradients) + np.eye(3).reshape(3, 3, 1, 1, 1))[..., 2:-2, 2:-2, 2:-2]
+    return (
+        j[0, 0] * (j[1, 1] * j[2, 2] - j[1, 2] * j[2, 1])
+        - j[1, 0] * (j[0, 1] * j[2, 2] - j[0, 2] * j[2, 1])
+        + j[2, 0] * (j[0, 1] * j[1, 2] - j[0, 2] * j[1, 1])
+    )
+
+
+def test_folding_is_counted_where_learn2reg_looks_at_the_determinant(learn2reg):
+    file, _, u = learn2reg
+    folds = metrics.folding_percent(u, "inner")
+    agree("folding percent", folds, file["nonpositive_jacobian_percent"], zero=True)
+    for strength in (2, 3, 6):  # the displacement of the file folds nowhere
+        stronger = strength * u.double()
+        det = determinant_of_learn2reg(stronger[0].numpy())
+        assert np.log(np.clip(det + 3, 1e-9, 1e9)).std() == pytest.approx(metrics.sdlogj(stronger), rel=1e-9)
+        folds = metrics.folding_percent(stronger, "inner")
+        agree(f"folding percent, {strength} times", folds * det.size / 100, (det <= 0).sum(), 1e-6)
+        assert abs(metrics.folding_percent(stronger) - folds) > 0.1  # the border tells the conventions apart
 
 
 def test_hd95_is_that_of_learn2reg(learn2reg):
@@ -132,25 +165,20 @@ def test_fsim_is_that_of_zhang_2011(golden):
 @pytest.mark.parametrize("name", ["smooth3d", "folded3d", "smooth2d", "folded2d"])
 def test_non_diffeomorphic_volume_is_that_of_liu_2024(name, golden):
     file = golden("ndv")
-    u = torch.from_numpy(file[f"{name}_displacement"]).movedim(-1, 0)[None]  # the file has components last
-    voxels = u[0, 0].numel()
-    agree(f"{name} percent", metrics.ndv_percent(u), file[f"{name}_percent"])
+    # In this file the components are the last axis.
+    u = torch.from_numpy(file[f"{name}_displacement"]).movedim(-1, 0)[None]
+    voxels, zero = u[0, 0].numel(), name.startswith("smooth")
+    folds = metrics.folding_percent(u, "replicated")
+    agree(f"{name} percent", metrics.ndv_percent(u), file[f"{name}_percent"], zero=zero)
     agree(
         f"{name} volume",
         metrics.ndv_percent(u) * voxels / 100,
         file[f"{name}_volume"],
         1e-6 * max(1, file[f"{name}_volume"] * 10),
+        zero=zero,
     )
-    agree(
-        f"{name} voxels",
-        metrics.folding_percent(u, "replicated") * voxels / 100,
-        file[f"{name}_nondiffeomorphic_voxels"],
-    )
-    agree(
-        f"{name} voxels percent",
-        metrics.folding_percent(u, "replicated"),
-        file[f"{name}_nondiffeomorphic_voxels_percent"],
-    )
+    agree(f"{name} voxels", folds * voxels / 100, file[f"{name}_nondiffeomorphic_voxels"], zero=zero)
+    agree(f"{name} voxels percent", folds, file[f"{name}_nondiffeomorphic_voxels_percent"], zero=zero)
 
 
 RELEASED = ["released_tm_tvf_3d", "released_tm_3d", "released_tm_oasis_3d", "released_tm_2d"]

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from tvf_core import metrics
 from tvf_core.metrics.feature_similarity import fsim, phase_congruency
-from tvf_core.metrics.folding import SDLOGJ_KINDS
+from tvf_core.metrics.folding import CONVENTIONS, SDLOGJ_KINDS
 
 each_size = pytest.mark.parametrize("shape", [(13, 16), (12, 9), (9, 10, 11), (8, 7, 12)], ids=str)
 
@@ -94,6 +94,55 @@ def test_folding_percent_counts_the_border():
     phi = np.arange(10.0) + np.array([3.0] + 9 * [0.0])
     assert metrics.folding_percent(u) == pytest.approx(100 * (np.gradient(phi) <= 0).mean())
     assert metrics.folding_percent(u) > 0
+
+
+def literal_folds(u, convention):
+    """How many voxels fold and how many are looked at, voxel by voxel; u (D, *S)."""
+    dim, shape = len(u), u.shape[1:]
+    folded = looked_at = 0
+    for x in itertools.product(*map(range, shape)):
+        if convention == "inner" and not all(2 <= i < n - 2 for i, n in zip(x, shape)):
+            continue
+        jacobian = np.eye(dim)
+        for a in range(dim):
+            before, after = list(x), list(x)
+            before[a], after[a] = max(x[a] - 1, 0), min(x[a] + 1, shape[a] - 1)
+            run = after[a] - before[a] if convention == "one-sided" else 2
+            jacobian[:, a] += (u[(slice(None), *after)] - u[(slice(None), *before)]) / run
+        looked_at += 1
+        folded += np.linalg.det(jacobian) <= 0
+    return folded, looked_at
+
+
+@each_size
+def test_folding_is_counted_voxel_by_voxel_in_each_convention(shape):
+    u = 0.8 * np.random.default_rng(0).standard_normal((len(shape), *shape))
+    found = {}
+    for convention in CONVENTIONS:
+        folded, looked_at = literal_folds(u, convention)
+        assert looked_at == math.prod(n - 4 * (convention == "inner") for n in shape)
+        found[convention] = metrics.folding_percent(torch.tensor(u)[None], convention)
+        assert found[convention] == pytest.approx(100 * folded / looked_at, rel=1e-12)
+    assert len(set(found.values())) == 3 and min(found.values()) > 1
+    assert metrics.folding_percent(torch.tensor(u)[None]) == found["one-sided"]
+
+
+def test_folds_of_a_known_field_by_each_convention():
+    rng = np.random.default_rng(2)
+    u = ndimage.gaussian_filter(rng.normal(size=(3, 24, 20, 28)), (0, 2, 2, 2)) * 16
+    assert literal_folds(u, "one-sided") == (184, 13_440) and literal_folds(u, "inner") == (50, 7_680)
+    for convention, per_cent in (("one-sided", 100 * 184 / 13_440), ("inner", 100 * 50 / 7_680)):
+        assert metrics.folding_percent(torch.tensor(u)[None], convention) == pytest.approx(
+            per_cent, rel=1e-12
+        )
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (5, 6, 5)], ids=str)
+def test_the_smallest_image_that_has_inner_voxels_is_counted(shape):
+    u = torch.zeros(1, len(shape), *shape)
+    u[:, 0, 1], u[:, 0, 3] = 1.5, -1.5  # the middle line turns round, and nothing else is looked at
+    assert metrics.folding_percent(u, "inner") == 100
+    assert 0 < metrics.folding_percent(u) < 100
 
 
 @pytest.mark.parametrize("shape", [(24, 27), (15, 14, 13)], ids=str)
@@ -187,8 +236,9 @@ def test_ndv_equals_its_definition_voxel_by_voxel(shape):
 def test_ndv_sees_folds_that_central_differences_miss(shape):
     u = torch.zeros(1, len(shape), *shape)
     u[:, 0, 1::2] = 1.5  # every second line moves past its neighbour, which central differences do not see
-    assert metrics.folding_percent(u[..., 1:-1, :] if len(shape) == 2 else u, "replicated") < 40
-    assert metrics.ndv_percent(u) > 15
+    assert metrics.folding_percent(u, "inner") == metrics.folding_percent(u, "replicated") == 0
+    assert metrics.folding_percent(u) == pytest.approx(100 / 9)  # the one-sided difference of the last line
+    assert metrics.ndv_percent(u) == pytest.approx(literal_ndv(u[0].numpy())) and metrics.ndv_percent(u) > 15
     assert metrics.ndv_percent(0 * u) == 0
     mirrored = (
         -2 * torch.arange(shape[0], dtype=torch.float32).view(-1, *[1] * (len(shape) - 1)) * torch.ones(shape)

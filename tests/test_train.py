@@ -246,8 +246,6 @@ def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
     for name, value in {
         "sdlogj": metrics.sdlogj(u),
         "sdlogj_textbook": metrics.sdlogj(u, "textbook"),
-        "ndv_percent": metrics.ndv_percent(u),
-        "folding_percent": metrics.folding_percent(u),
         "negation_error": fields.compose(-u, u).norm(dim=1).mean(),
     }.items():
         assert float(rows[1][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-9), name
@@ -259,6 +257,32 @@ def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
         assert float(rows[0][name]) == pytest.approx(
             np.mean([float(rows[0][f"{name}/{k}"]) for k in ("outer", "inner")])
         )
+
+
+@pytest.mark.parametrize("name, strength", [("toy2d", 0.2), ("toy3d", 0.05)])
+def test_a_row_of_a_map_that_folds_keeps_the_conventions_apart(name, strength, toy_data):
+    part = data.load(name, "test")
+    model = lively(Model(NetworkConfig("tm-tvf", part.dim, time_steps=2)), strength)
+    model.network.eval()
+    pair = part.batch([1])
+    u = model.register(pair["moving"], pair["fixed"]).displacement.double()
+    jacobian = [np.gradient(component, axis=tuple(range(part.dim))) for component in u[0].numpy()]
+    det = np.linalg.det(np.moveaxis(np.array(jacobian), (0, 1), (-2, -1)) + np.eye(part.dim))
+    row = evaluate.score(model, part, 1)
+    inner = det[(slice(2, -2),) * part.dim]
+    expected = {
+        "folding_percent": 100 * (det <= 0).mean(),
+        "folding_inner_percent": 100 * (inner <= 0).mean(),
+        "ndv_percent": metrics.ndv_percent(u),
+        "sdlogj": np.log(np.clip(inner + 3, 1e-9, 1e9)).std(),
+        "sdlogj_textbook": np.log(inner[inner > 0]).std(),
+    }
+    assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-6)
+    assert len(set(expected.values())) == 5 and min(expected.values()) > 0.01
+    assert evaluate.score(model, part, 1, wanted=["folding_inner_percent"]).keys() == {
+        "seconds",
+        "folding_inner_percent",
+    }
 
 
 def test_splits_do_not_overwrite_each_other_and_the_card_of_the_weights_is_told(evaluated, tmp_path):
@@ -374,7 +398,10 @@ def test_doing_nothing_scores_as_the_untouched_images(toy_data, tmp_path):
     expected = metrics.dice(pair["moving_labels"], pair["fixed_labels"], pair["moving_labels"], [1, 2]).mean()
     assert summary["dice"]["mean"] == pytest.approx(expected)  # the other pair is this one turned round
     assert summary["ssim"]["mean"] == pytest.approx(metrics.ssim(pair["moving"], pair["fixed"]))
-    assert all(abs(summary[m]["mean"]) < 1e-12 for m in ("folding_percent", "sdlogj", "inverse_error"))
+    assert all(
+        abs(summary[m]["mean"]) < 1e-12
+        for m in ("folding_percent", "folding_inner_percent", "sdlogj", "inverse_error")
+    )
 
 
 def test_validation_scores_dice_with_labels_and_ssim_without(toy_data):

@@ -390,6 +390,21 @@ CALLS = {  # name: (call, error, words)
     "beta": (lambda: losses.lddmm_energy(ZERO[:, None], beta=0), ValueError, ["beta", ">= 1", "0"]),
     "SDlogJ kind": (lambda: metrics.sdlogj(ZERO, "paper"), ValueError, ["paper", "official", "textbook"]),
     "SDlogJ grid": (lambda: metrics.sdlogj(torch.zeros(1, 2, 4, 20)), ValueError, ["2 voxels", "(4, 20)"]),
+    "folding convention": (
+        lambda: metrics.folding_percent(ZERO, "border"),
+        ValueError,
+        ["border", "inner", "one-sided", "replicated"],
+    ),
+    "folding grid": (
+        lambda: metrics.folding_percent(torch.zeros(1, 3, 9, 4, 20), "inner"),
+        ValueError,
+        ["2 voxels", "(9, 4, 20)"],
+    ),
+    "folding field": (
+        lambda: metrics.folding_percent(torch.zeros(1, 2, 9, 9, 9), "inner"),
+        ValueError,
+        ["3 components"],
+    ),
     "ssim shapes": (
         lambda: metrics.ssim(torch.rand(PLANE), torch.rand(1, 1, 24, 19)),
         ValueError,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ METRICS = {
     "fsim": "FSIM (Zhang 2011)",
     "sdlogj": "SDlogJ as Learn2Reg: standard deviation of log(det J + 3)",
     "sdlogj_textbook": "standard deviation of log det J, folded voxels left out",
-    "folding_percent": "voxels with det J <= 0, per cent",
+    "folding_percent": "voxels with det J <= 0, per cent of all; at the border by one-sided differences",
+    "folding_inner_percent": "the same of the voxels inside Learn2Reg's margin of two voxels on each side",
     "ndv_percent": "non-diffeomorphic volume (2D: area; Liu 2024), per cent",
     "inverse_error": "mean |phi^-1(phi(x)) - x|, voxels; its 99.9th percentile is inverse_error_p999",
     "negation_error": "the same where Id - u is taken for phi^-1, as the paper does for displacements",
@@ -66,10 +68,14 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) ->
     if chosen := alike.keys() & set(wanted):
         images = fields.warp(pair["moving"].cpu(), u), pair["fixed"].cpu()  # one warp for all methods
         row |= {name: alike[name](*images) for name in alike if name in chosen}
-    for name in [name for name in ("sdlogj", "folding_percent", "ndv_percent") if name in wanted]:
-        row[name] = getattr(metrics, name)(u)
-    if "sdlogj_textbook" in wanted:
-        row["sdlogj_textbook"] = metrics.sdlogj(u, "textbook")
+    of_the_map = {
+        "sdlogj": metrics.sdlogj,
+        "sdlogj_textbook": partial(metrics.sdlogj, kind="textbook"),
+        "folding_percent": metrics.folding_percent,
+        "folding_inner_percent": partial(metrics.folding_percent, convention="inner"),
+        "ndv_percent": metrics.ndv_percent,
+    }
+    row |= {name: measure(u) for name, measure in of_the_map.items() if name in wanted}
     if "inverse_error" in wanted:
         error = metrics.inverse_consistency_error(u, result.inverse().cpu()).numpy()
         row |= {"inverse_error": float(error.mean()), "inverse_error_p999": float(np.quantile(error, 0.999))}

@@ -1,4 +1,8 @@
-"""Scores of a registration: label overlap and distance, smoothness and folding of the map, image similarity, inverse error."""
+"""Scores of a registration.
+
+They measure the overlap and the distance of labels, how smooth the map is and where it folds, how similar the
+images are, and how well the map and its inverse undo each other.
+"""
 
 from .feature_similarity import fsim
 from .folding import folding_percent, ndv_percent, sdlogj

@@ -1,7 +1,7 @@
 """How smooth and how invertible a map is: SDlogJ, folded voxels, non-diffeomorphic volume.
 
-Where the field uses one name for two things, both are here: the Learn2Reg challenge's SDlogJ
-(``kind="official"``, the one in the paper's Table 2) and the standard deviation of log det J.
+Where the field uses one name for several things, all of them are here: two measures called SDlogJ (``kind``)
+and three ways to count folded voxels (``convention``), which differ at the border of the image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ..checks import check_field, one_of
 from ..fields import determinant, jacobian_determinant
 
 SDLOGJ_KINDS = ("official", "textbook")
-BORDERS = ("one-sided", "replicated")
+CONVENTIONS = ("one-sided", "inner", "replicated")
+MARGIN = 2  # voxels that Learn2Reg drops on each side before it looks at the determinant
 
 
 def sdlogj(displacement: torch.Tensor, kind: str = "official") -> float:
@@ -25,37 +26,58 @@ def sdlogj(displacement: torch.Tensor, kind: str = "official") -> float:
 
     Parameters
     ----------
-    displacement : (1, D, *S) voxels.
-    kind : ``official``: Learn2Reg's std of log(det J + 3), clipped to [1e-9, 1e9], two voxels cut
-        off each side; about a quarter of the spread of det J. ``textbook``: std of log det J over
-        the same voxels, folded voxels (det J <= 0) left out.
+    displacement : (1, D, *S) voxels, at least 5 along each axis.
+    kind : both kinds drop a margin of two voxels on each side. ``official`` is Learn2Reg's number, the one in
+        the paper's Table 2: the standard deviation of log(det J + 3), where det J + 3 is clipped to
+        [1e-9, 1e9]; it is about a quarter of the spread of det J. ``textbook`` is the standard deviation of
+        log det J over the voxels that do not fold (det J > 0).
+
+    Raises
+    ------
+    ValueError : an unknown kind, or an image of which the margin leaves nothing.
+
+    Notes
+    -----
+    Hering et al., Learn2Reg, IEEE TMI 2022, and the challenge's evaluation program.
     """
     one_of(kind, SDLOGJ_KINDS, "SDlogJ kind")
-    det = jacobian_determinant(displacement.double())
-    if min(det.shape[1:]) < 5:
-        raise ValueError(f"SDlogJ cuts 2 voxels off each side; got a grid of only {tuple(det.shape[1:])}")
-    det = det[(slice(None), *[slice(2, -2)] * (det.dim() - 1))]
+    det = _inner_determinant(displacement)
     det = (det + 3).clamp(1e-9, 1e9) if kind == "official" else det[det > 0]
     return float(det.log().std(correction=0))
 
 
-def folding_percent(displacement: torch.Tensor, border: str = "one-sided") -> float:
-    """Per cent (0 to 100) of voxels whose Jacobian determinant is not positive; all voxels count.
+def folding_percent(displacement: torch.Tensor, convention: str = "one-sided") -> float:
+    """Per cent (0 to 100) of voxels whose Jacobian determinant is zero or negative, by central differences.
 
     Parameters
     ----------
     displacement : (1, D, *S) voxels.
-    border : central differences need a neighbour beyond the border. ``one-sided`` takes the difference to the one
-        inside, as the released test script of the faces does (which prints a fraction, not per cent); ``replicated``
-        repeats the border's displacement, as the programs that measure non-diffeomorphic volume do.
+    convention : a central difference needs a neighbour on both sides, which a voxel at the border lacks. The
+        three conventions agree on every voxel that is not at the border, and differ in what they do there.
+
+        ``one-sided``: every voxel counts; at the border the difference is the one to the neighbour inside
+        (``numpy.gradient``). The released test script of the paper's faces (Table 1) counts like this, but
+        prints a fraction instead of per cent.
+
+        ``inner``: a margin of two voxels on each side is dropped, and the per cent are of the voxels that
+        are left, at least 5 along each axis. The Learn2Reg challenge (Table 2) looks at the determinant of
+        these voxels. (Its own count of folds is always 0, because it first makes every determinant positive.)
+
+        ``replicated``: every voxel counts; beyond the border the displacement of the border goes on. The
+        programs that measure non-diffeomorphic volume (Liu et al., IJCV 2024) count like this.
+
+    Raises
+    ------
+    ValueError : an unknown convention, or an image of which the margin of ``inner`` leaves nothing.
     """
     dim = check_field(displacement)
-    u = displacement.double()
-    if one_of(border, BORDERS, "border") == "replicated":
-        u = F.pad(u, (1, 1) * dim, mode="replicate")
-    det = jacobian_determinant(u)
-    if border == "replicated":
+    if one_of(convention, CONVENTIONS, "folding convention") == "inner":
+        det = _inner_determinant(displacement)
+    elif convention == "replicated":
+        det = jacobian_determinant(F.pad(displacement.double(), (1, 1) * dim, mode="replicate"))
         det = det[(slice(None), *[slice(1, -1)] * dim)]
+    else:
+        det = jacobian_determinant(displacement.double())
     return float((det <= 0).double().mean() * 100)
 
 
@@ -64,17 +86,19 @@ def ndv_percent(displacement: torch.Tensor) -> float:
 
     Parameters
     ----------
-    displacement : (1, D, *S) voxels; it goes on beyond the grid as at the border.
+    displacement : (1, D, *S) voxels; beyond the border the displacement of the border goes on.
 
     Returns
     -------
-    The volume that simplices between neighbouring voxels turn inside out, over the number of voxels, times 100. Stricter
-    than :func:`folding_percent`: each voxel is seen through all its one-sided differences (in 3D also along two diagonal
-    corners), where central differences can miss a fold. 0 means that the piecewise linear map does not fold.
+    The volume of the simplices between neighbouring voxels that the map turns inside out, divided by the
+    number of voxels, times 100. This is stricter than :func:`folding_percent`: it looks at each voxel through
+    all of its one-sided differences (in 3D also along two diagonal corners), while central differences can
+    miss a fold. A value of 0 means that the piecewise linear map does not fold.
 
     Notes
     -----
-    Liu et al., On Finite Difference Jacobian Computation in Deformable Image Registration, IJCV 2024. Not in the paper.
+    Liu et al., On Finite Difference Jacobian Computation in Deformable Image Registration, IJCV 2024. The
+    paper does not report it.
     """
     dim = check_field(displacement)
     u = F.pad(displacement.double(), (1, 1) * dim, mode="replicate")
@@ -94,3 +118,15 @@ def ndv_percent(displacement: torch.Tensor) -> float:
         for corners in (((-1, -1, 0), (-1, 0, -1), (0, -1, -1)), ((1, 1, 0), (0, 1, 1), (1, 0, 1))):
             volume += (-determinant(torch.stack([edge(*c) for c in corners], 2))).clamp_min(0).sum()
     return float(weight * volume / centre[0, 0].numel() * 100)
+
+
+def _inner_determinant(displacement: torch.Tensor) -> torch.Tensor:
+    """Determinant of the voxels that Learn2Reg looks at, ``(B, *(S - 4))``; ValueError if none is left."""
+    dim = check_field(displacement)
+    shape = tuple(displacement.shape[2:])
+    if min(shape) <= 2 * MARGIN:
+        raise ValueError(
+            f"Learn2Reg's margin of {MARGIN} voxels on each side leaves nothing of a grid of {shape}"
+        )
+    det = jacobian_determinant(displacement.double())
+    return det[(slice(None), *[slice(MARGIN, -MARGIN)] * dim)]

@@ -8,5 +8,14 @@ from ..fields import compose
 
 
 def inverse_consistency_error(forward: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """Distance in voxels, ``(B, *S)``, between x and where ``Id + inverse`` after ``Id + forward`` sends it."""
+    """How far each point x is from where ``Id + inverse`` after ``Id + forward`` sends it.
+
+    Parameters
+    ----------
+    forward, inverse : (B, D, *S) displacements in voxels.
+
+    Returns
+    -------
+    (B, *S) distances in voxels, 0 where the two maps undo each other.
+    """
     return compose(inverse, forward).norm(dim=1)

@@ -17,14 +17,18 @@ def dice(warped: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor, labels
 
     Parameters
     ----------
-    warped, fixed, moving : (1, 1, *S) integer label maps; ``warped`` is ``moving`` after a
-        nearest-neighbour warp.
+    warped, fixed, moving : (1, 1, *S) integer label maps; ``warped`` is ``moving`` after a nearest-neighbour
+        warp.
     labels : the label numbers to score.
 
     Returns
     -------
-    (len(labels),) in [0, 1]; NaN where a label is missing in ``fixed`` or in ``moving`` (it is left
-    out of the mean), 0 where only the warp lost it.
+    (len(labels),) in [0, 1]. A label that is missing in ``fixed`` or in ``moving`` gets NaN, so that a mean
+    can leave it out; a label that is in both, and that only the warp lost, gets 0.
+
+    Notes
+    -----
+    Hering et al., Learn2Reg, IEEE TMI 2022, and the challenge's evaluation program.
     """
     for name, value in (("warped", warped), ("fixed", fixed), ("moving", moving)):
         check_labels(value, fixed, name)
@@ -39,24 +43,26 @@ def dice(warped: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor, labels
 
 
 def hd95(warped: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor, labels) -> np.ndarray:
-    """95th percentile of the surface distance per label as Learn2Reg computes it (the ``surface-distance`` package).
+    """95th percentile of the surface distance per label, as Learn2Reg computes it.
 
     Parameters
     ----------
-    warped, fixed, moving : (1, 1, *S) integer label maps; ``warped`` is ``moving`` after a
-        nearest-neighbour warp.
+    warped, fixed, moving : (1, 1, *S) integer label maps; ``warped`` is ``moving`` after a nearest-neighbour
+        warp.
     labels : the label numbers to score.
 
     Returns
     -------
-    (len(labels),) in voxels, whatever their size in millimetres: the larger of the two directions. NaN where a label is
-    missing in ``fixed`` or in ``moving``, infinite where only the warp lost it (the challenge lets it make the mean
-    infinite, too).
+    (len(labels),) in voxels, whatever their size in millimetres: the larger of the percentiles of the two
+    directions. A label that is missing in ``fixed`` or in ``moving`` gets NaN, so that a mean can leave it
+    out; a label that is in both, and that only the warp lost, gets infinity (which makes the challenge's
+    mean infinite, too).
 
     Notes
     -----
-    Surface elements lie between voxels and count with their area (in 2D: length). Distances between the
-    centres of border voxels, as most packages take them, differ by about a tenth of a voxel.
+    The ``surface-distance`` package, as the challenge uses it, places surface elements between voxels and
+    weights each with its area (in 2D: its length). Most other packages take distances between the centres of
+    border voxels, which differ by about a tenth of a voxel.
     """
     for name, value in (("warped", warped), ("fixed", fixed), ("moving", moving)):
         check_labels(value, fixed, name)
@@ -69,8 +75,8 @@ def hd95(warped: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor, labels
 
 
 def _hd95(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two masks, neither of them empty: the package takes names from NumPy that are gone, where one is."""
+    """Percentile for two masks, neither of them empty (the package fails on an empty one with NumPy 2)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # its old names of SciPy's functions
+        warnings.simplefilter("ignore", DeprecationWarning)  # the package uses old names of SciPy's functions
         distances = surface_distance.compute_surface_distances(one, other, (1,) * one.ndim)
         return float(surface_distance.compute_robust_hausdorff(distances, 95))

@@ -1,4 +1,7 @@
-"""Structural similarity of two images. (Feature similarity, FSIM, is in :mod:`tvf_core.metrics.feature_similarity`.)"""
+"""Structural similarity (SSIM) of two images: Wang, Bovik, Sheikh & Simoncelli, IEEE TIP 13(4), 2004.
+
+Feature similarity (FSIM) is in :mod:`tvf_core.metrics.feature_similarity`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,20 @@ from skimage.metrics import structural_similarity
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Structural similarity of two images in [0, 1] (Wang et al. 2004), 2D or 3D.
+    """Structural similarity of two images in 2D or 3D, 1 for equal ones.
 
     Parameters
     ----------
-    a, b : (1, 1, *S). Gaussian window of 11 voxels, sigma 1.5, K = (0.01, 0.03); the border of 5
-        voxels that the window does not cover is left out.
+    a, b : (1, 1, *S) in [0, 1].
+
+    Raises
+    ------
+    ValueError : the shapes differ, or are not those of one image each.
+
+    Notes
+    -----
+    The settings are those of Wang et al. (2004): a Gaussian window of 11 voxels with sigma 1.5, and
+    K = (0.01, 0.03). The mean leaves out the 5 voxels at each border, where the window does not fit.
     """
     if a.shape != b.shape or a.shape[:2] != (1, 1):
         raise ValueError(

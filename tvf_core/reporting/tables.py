@@ -20,7 +20,7 @@ from ..paths import RESULTS, ROOT, runs, write_then_rename
 BEYOND = {
     "table1": {"sdlogj": "SDlogJ", "ndv_percent": "NDA (%)", "inverse_error": "inverse error (pixels)"},
     "table2": {
-        "folding_percent": "folding (%)",
+        "folding_inner_percent": "folding (%, inner voxels)",
         "ndv_percent": "NDV (%)",
         "inverse_error": "inverse error (voxels)",
     },
