@@ -1,8 +1,10 @@
-"""Write a prepared data set (``tvf_core.data.prepared``): image by image, safe against being stopped at any point."""
+"""Write a data set into a folder (:mod:`tvf_core.data.prepared`) image by image, safe against being stopped.
+
+:func:`tvf_core.data.prepared.write` does it at once, for images that fit into the memory.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tvf_core.data import prepared
-from tvf_core.paths import sha256, write_json
+from tvf_core.paths import write_json
 
 from .fetch import check_space, full_disk
 
@@ -23,13 +25,14 @@ _RECIPE = "recipe.json"
 def same_recipe(folder: Path, recipe: dict) -> bool:
     """Whether a finished data set in ``folder`` was made in this very way."""
     known = prepared.about(folder)
-    return known is not None and known["recipe"] == recipe
+    return known is not None and known.get("recipe") == recipe
 
 
 class Building:
     """A data set in the making: in ``.NAME.part`` beside ``folder``, until :meth:`finish` puts it there.
 
-    What an earlier, interrupted call with the same recipe has written is kept. Images may be put by several processes.
+    What an earlier, interrupted call with the same recipe has written is kept.
+    Several processes may put images at once.
 
     Parameters
     ----------
@@ -73,7 +76,7 @@ class Building:
         if image.dtype != np.uint8:
             image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
         if (labels is not None) != (index < self.labelled):
-            raise ValueError(f"image {index}: labels belong to the first {self.labelled} images")
+            raise ValueError(f"image {index}: the first {self.labelled} images have labels, no others")
         with full_disk(self.part):
             for name, array in ((prepared.IMAGES, image), (prepared.LABELS, labels)):
                 if array is not None:
@@ -111,39 +114,21 @@ class Building:
         command : what makes it again, after ``python -m data_download``.
         pairs : split -> ordered (moving, fixed) names.
         label_names : label -> structure, without background.
-        about : whatever else ``dataset.json`` is to say: source, terms, spacing.
+        about : whatever else ``dataset.json`` is to say: subjects (the person on each image), axes, source.
         """
         if self.missing():
             raise ValueError(f"{name}: {len(self.missing())} images are not written yet")
         with full_disk(self.part):
-            for split, listing in pairs.items():
-                unknown = {n for pair in listing for n in pair} - set(self.names)
-                if unknown:
-                    raise ValueError(
-                        f"{name}: the pairs of {split} name unknown images: {', '.join(sorted(unknown)[:5])}"
-                    )
-                with open(self.part / prepared.pairs_file(split), "w", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerows([("moving", "fixed"), *listing])
-            files = sorted(
-                f
-                for f in self.part.rglob("*")
-                if f.is_file()
-                and f.name not in (_DONE, _RECIPE, prepared.ABOUT)
-                and not f.name.startswith(".")
-            )
-            write_json(
-                self.part / prepared.ABOUT,
-                {
-                    "name": name,
-                    "command": command,
-                    **about,
-                    "shape": list(self.shape),
-                    "names": self.names,
-                    "label_names": {str(k): v for k, v in (label_names or {}).items()},
-                    "recipe": self.recipe,
-                    "sha256": {f.relative_to(self.part).as_posix(): sha256(f) for f in files},
-                },
-            )
+            known = {
+                "name": name,
+                "command": command,
+                **about,
+                "shape": list(self.shape),
+                "names": self.names,
+                "label_names": {str(k): v for k, v in (label_names or {}).items()},
+                "recipe": self.recipe,
+            }
+            prepared.complete(self.part, pairs, known, leave_out=(_DONE, _RECIPE))
         old = self.folder.with_name(f".{self.folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():

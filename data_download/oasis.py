@@ -106,7 +106,7 @@ def prepare(source: Path, root: Path, partial: bool = False, progress: bool = Tr
             source=f"OASIS-1, {release.layout} layout",
             terms="OASIS data use agreement",
             cite="Marcus et al. 2007; Hoopes et al. 2021",
-            subjects={
+            subjects_of_splits={
                 "train": [layouts.name(n) for n in parts[0]],
                 "val": [layouts.name(n) for n in parts[1]],
                 "test": [scan.name for scan in release.tests.values()],
@@ -118,7 +118,8 @@ def prepare(source: Path, root: Path, partial: bool = False, progress: bool = Tr
 def subject_lists(folder: Path) -> str:
     """Subjects of each split of the prepared data set, as text."""
     lines = []
-    for part, names in prepared.about(folder)["subjects"].items():
+    known = prepared.about(folder)
+    for part, names in known.get("subjects_of_splits", known.get("subjects", {})).items():
         numbers = " ".join(name.removeprefix("OASIS_").removeprefix("test_") for name in names)
         lines += [
             f"{part}, {len(names)} subjects:",

@@ -102,7 +102,8 @@ def prepare(
             terms="scientific use only, no redistribution",
             crop=box,
             unused_images=unused,
-            subjects={part: [f"{m:02d}" for m in models] for part, models in split().items()},
+            subjects=[f"{model:02d}" for model, _ in files],
+            subjects_of_splits={part: [f"{m:02d}" for m in models] for part, models in split().items()},
         )
     return folder
 

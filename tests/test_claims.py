@@ -34,7 +34,9 @@ def stored(tmp_path):
         file = tmp_path / data / (method + ("" if split == "test" else f".{split}"))
         file.parent.mkdir(exist_ok=True)
         with open(f"{file}.csv", "w", newline="") as stream:
-            csv.writer(stream).writerows([["pair", *columns], *zip(pairs, *columns.values())])
+            people = [p.split("->")[1].split("_")[0] for p in pairs]
+            rows = zip(pairs, people, *columns.values())
+            csv.writer(stream).writerows([["pair", "person", *columns], *rows])
         with np.errstate(invalid="ignore"):  # infinite values give warnings
             summary = {m: {"mean": float(np.mean(v)), "std": float(np.std(v))} for m, v in columns.items()}
         (file.parent / f"{file.name}.json").write_text(

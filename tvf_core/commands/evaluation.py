@@ -28,7 +28,7 @@ def evaluate(
 
     Args:
         method: one of `tvf methods`.
-        data: a data set, e.g. demo_faces, demo_brains or anatomies; python -m data_download list tells which are here.
+        data: a data set: a name (python -m data_download list), or the folder of your own.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
         split: train, val or test.
         limit: evaluate only so many pairs; 0 is all.
@@ -56,7 +56,7 @@ def compare(
     Args:
         a: a method that has been evaluated on the data set.
         b: the one to compare it with.
-        data: the data set.
+        data: the data set: a name, or the folder of your own.
         metric: a column of their CSV files; default dice, without labels ssim.
         split: on which both were evaluated.
         results: folder of results; default runs/results. Those that come with the book are in book/results.
@@ -65,7 +65,7 @@ def compare(
 
     found = test(a, b, data, metric, results, split)
     print(
-        f"{data}, {found['metric']}, {found['n']} pairs: {METHODS[a].title} {found['a']:.4f}, {METHODS[b].title} {found['b']:.4f}"
+        f"{found['data']}, {found['metric']}, {found['n']} pairs: {METHODS[a].title} {found['a']:.4f}, {METHODS[b].title} {found['b']:.4f}"
     )
     print(
         f"difference {found['difference']:+.4f} +- {found['std']:.4f} over pairs; above 0 on {100 * found['higher']:.0f} % of them"
@@ -74,7 +74,10 @@ def compare(
     print(
         f"paired t-test p = {found['t_test']:.2g}, Wilcoxon p = {found['wilcoxon']:.2g} (pairs share persons: both too small)"
     )
-    print(f"t-test over {found['subjects']} persons p = {found['subject_t_test']:.2g}")
+    if found["subjects"]:
+        print(f"t-test over {found['subjects']} persons p = {found['subject_t_test']:.2g}")
+    else:
+        print("no test over persons: these rows do not tell them; tvf evaluate makes new ones")
 
 
 @app.command(name="export-l2r")
@@ -83,7 +86,7 @@ def export_l2r(method: str, data: str, out: Path, weights: Path | None = None, s
 
     Args:
         method: one of `tvf methods`.
-        data: a 3D data set, e.g. oasis.
+        data: a 3D data set, e.g. oasis, or the folder of your own.
         out: folder; the files go to task_03 in it. A stopped export continues.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
         split: val, the challenge's 19 pairs, or test.

@@ -42,7 +42,7 @@ def draw(
 
     Args:
         method: one of `tvf methods`.
-        data: a data set, e.g. demo_faces, demo_brains or anatomies; python -m data_download list tells which are here.
+        data: a data set: a name (python -m data_download list), or the folder of your own.
         pair: number of the test pair.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
         image_size: edge of the images, as in training; 0 is the data set's own size.

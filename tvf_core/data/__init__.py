@@ -1,6 +1,9 @@
-"""Image pairs for training and evaluation; ``load("demo_faces", "test")`` is the way in."""
+"""Image pairs for training and evaluation.
+
+``load("demo_faces", "test")`` loads a known data set, ``load("./my_scans", "test")`` that of a folder.
+"""
 
 from .loading import batches
-from .pairs import DATASETS, PairData, load
+from .pairs import DATASETS, PairData, load, name_of
 
-__all__ = ["DATASETS", "PairData", "batches", "load"]
+__all__ = ["DATASETS", "PairData", "batches", "load", "name_of"]

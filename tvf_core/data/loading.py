@@ -18,7 +18,7 @@ _AHEAD = 2  # batches that a process keeps ready
 
 
 class _Pairs(Dataset):
-    """Pairs by their (moving, fixed) image numbers, as stored."""
+    """Gives a pair, as it is stored, for its (moving, fixed) image numbers."""
 
     def __init__(self, data: PairData):
         self.data = data
@@ -28,10 +28,11 @@ class _Pairs(Dataset):
 
 
 def default_workers(device, batch_bytes: int = 0) -> int:
-    """Loading processes for a device: up to four beside a GPU, as many as the shared memory has room for.
+    """Number of loading processes for a device.
 
-    None beside a processor, which they would take time from, nor where a process starts without the memory of its
-    parent (macOS, Windows) and the whole data set would have to be sent to it.
+    Beside a GPU there are up to four, as many as the shared memory has room for. Beside a processor there is
+    none, because they would take time from it. There is none on macOS and Windows either: a process starts
+    there without the memory of its parent, and the whole data set would have to be sent to it.
     """
     if torch.device(device).type != "cuda" or sys.platform != "linux":
         return 0
@@ -40,24 +41,24 @@ def default_workers(device, batch_bytes: int = 0) -> int:
         if batch_bytes and os.path.isdir("/dev/shm")
         else 4
     )
-    return min(
-        4, max(1, (os.cpu_count() or 1) - 1), room
-    )  # containers often have little: batches too many would end them
+    # Containers often have little shared memory, and a process that exceeds it is killed: hence the room.
+    return min(4, max(1, (os.cpu_count() or 1) - 1), room)
 
 
 def batches(data: PairData, steps: Iterable[list[tuple[int, int]]], device="cpu", workers: int | None = None):
     """Yield a batch on ``device`` for every list of (moving, fixed) image numbers, in order.
 
-    Images travel as stored, one byte per voxel, through pinned memory to a GPU, and become floats there.
+    Images travel to a GPU as they are stored, one byte per voxel, and become floats there.
 
     Parameters
     ----------
-    steps : the lists, one per batch; read ahead a little.
-    workers : loading processes; 0 loads in this one, None is :func:`default_workers`.
+    steps : the lists, one per batch. A few of them are read ahead.
+    workers : number of loading processes; 0 loads in this one, None takes :func:`default_workers`.
 
     Yields
     ------
-    ``moving``, ``fixed`` (B, 1, *S) float in [0, 1] and ``moving_labels``, ``fixed_labels`` (B, 1, *S) long, if there are any.
+    ``moving``, ``fixed`` (B, 1, *S) float in [0, 1] and, where the data have labels, ``moving_labels``,
+    ``fixed_labels`` (B, 1, *S) long.
     """
     device = torch.device(device)
     if workers is None:

@@ -1,4 +1,4 @@
-"""Pairs of images as every method sees them, and the registry of data sets.
+"""Pairs of images as every method sees them, and how a data set is found: by its name or by its folder.
 
 A data set is a stack of images (with label maps where it has them) and, for each split, a list of
 ordered (moving, fixed) index pairs. The lists are the same for every method.
@@ -19,8 +19,7 @@ from .. import fields, integrate
 from ..checks import one_of
 from ..paths import cache, data_root, sha256, write_then_rename
 from . import demo_brains, demo_faces, prepared
-
-SPLITS = ("train", "val", "test")
+from .checking import SPLITS
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,13 @@ class PairData:
     pairs : ordered (moving, fixed) indices into ``images``.
     names : name of each image.
     label_names : label number -> structure, without background.
+    subjects : the person that each image shows; by default another one each.
     axes : 3D: where the array's axes run: R or L, A or P, S or I, as in nibabel.
-    origin : hash of a prepared data set; see :meth:`fingerprint`.
+    origin : hash of the files of a data set that lies in a folder; see :meth:`fingerprint`.
+
+    Raises
+    ------
+    ValueError : ``subjects`` are given, and not one for each image.
     """
 
     name: str
@@ -45,8 +49,17 @@ class PairData:
     names: list[str]
     labels: np.ndarray | None = None
     label_names: dict[int, str] = field(default_factory=dict)
+    subjects: list[str] = field(default_factory=list)
     axes: str = "RAS"
     origin: str = ""
+
+    def __post_init__(self):
+        if not self.subjects:
+            object.__setattr__(self, "subjects", list(self.names))  # the way to set it in a frozen dataclass
+        if len(self.subjects) != len(self.names):
+            raise ValueError(
+                f"{self.name}: expected a subject for each of {len(self.names)} images, got {len(self.subjects)}"
+            )
 
     @property
     def dim(self) -> int:
@@ -62,7 +75,7 @@ class PairData:
         return max(self.label_names) + 1 if self.label_names else 0
 
     def fingerprint(self) -> str:
-        """Hash of the data, so that results know what they are from: the prepared set's own, else of images and labels."""
+        """Hash by which results tell what they are from: ``origin``, else that of the images and labels."""
         if self.origin:
             return self.origin
         digest = hashlib.sha256(np.ascontiguousarray(self.images))
@@ -77,8 +90,12 @@ class PairData:
         moving, fixed = self.pairs[k]
         return f"{self.names[moving]}->{self.names[fixed]}"
 
+    def person(self, k: int) -> str:
+        """The person that the fixed image of pair k shows."""
+        return self.subjects[self.pairs[k][1]]
+
     def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
-        """Pair k: ``moving``, ``fixed`` (1, *S) float in [0, 1], and their labels (1, *S) if there are any."""
+        """Pair k: ``moving``, ``fixed`` (1, *S) float in [0, 1], and their labels (1, *S), if any."""
         return self.take(*self.pairs[k])
 
     def take(self, moving: int, fixed: int) -> dict[str, torch.Tensor]:
@@ -95,9 +112,9 @@ class PairData:
         return item
 
     def upright(self, volume, vectors: bool = False) -> torch.Tensor:
-        """A volume ``(..., *S)`` of this data set with its axes to the right, the front and the top, as figures want it.
+        """A volume ``(..., *S)`` turned for figures, so that its axes run to the right, to the front and up.
 
-        With ``vectors``, a field ``(..., 3, *S)``, whose components turn with the axes. 2D is left as it is.
+        With ``vectors`` it is a field ``(..., 3, *S)``, whose components turn with the axes. 2D stays as is.
         """
         volume = volume if isinstance(volume, torch.Tensor) else torch.tensor(np.asarray(volume))
         if self.dim == 2 or self.axes == "RAS":
@@ -137,19 +154,76 @@ def as_images(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def load(name: str, split: str, size: int | None = None, progress: bool = False) -> PairData:
-    """One split of a data set by name.
+def load(name: str | Path, split: str, size: int | None = None, progress: bool = False) -> PairData:
+    """Load one split of a data set.
 
     Parameters
     ----------
-    name : see ``DATASETS``.
-    split : ``train``, ``val`` or ``test``; no subject is in two of them.
+    name : a name in ``DATASETS``, or the path of a folder as :mod:`tvf_core.data.prepared` describes it.
+        Where it is both, the name counts; ``./name`` is then the folder.
+    split : ``train``, ``val`` or ``test``; in the data sets of ``DATASETS`` no person is in two of them.
     size : edge in pixels, for data sets that come in several sizes.
     progress : show a bar while embedded data are generated (the first time only).
+
+    Raises
+    ------
+    ValueError : neither a known name nor a folder, an unknown split, a size that the data do not come in,
+        or a folder whose files do not fit together.
+    FileNotFoundError : the folder lacks a file, or known data are not prepared yet.
     """
-    one_of(name, DATASETS, "data set")
     one_of(split, SPLITS, "split")
-    return DATASETS[name](split, size, progress)
+    if str(name) in DATASETS:
+        return DATASETS[str(name)](split, size, progress)
+    folder = _folder(name)
+    return _in_one_size(PairData(_own_name(folder), split, **prepared.read(folder, split)), size)
+
+
+def name_of(data: str | Path) -> str:
+    """Name under which runs and results of a data set are filed; ``data`` is that name, or a folder's path.
+
+    ValueError for a path at which there is no folder, and for a folder whose data set has a name of
+    ``DATASETS`` but was not prepared by ``data_download``: weights and results of two would be mixed up.
+    """
+    if str(data) in DATASETS or not _is_path(data):
+        return str(data)
+    return _own_name(_folder(data))
+
+
+def _own_name(folder: Path) -> str:
+    """Name of the data set in a folder, as :func:`name_of` gives it."""
+    for known, place in PREPARED.items():
+        if folder.resolve() == (data_root() / place).resolve():
+            return known
+    name = prepared.own_name(folder)
+    if name in DATASETS and "command" not in (prepared.about(folder) or {}):
+        raise ValueError(
+            f"{folder}: the name {name!r} belongs to a data set that comes with this program; "
+            f'write another one, such as "name": "my_{name}", into its {prepared.ABOUT}'
+        )
+    return name
+
+
+def _is_path(data: str | Path) -> bool:
+    """Whether it can only be a path: not a plain name, or that of a folder with a data set."""
+    return Path(data).name != str(data) or (Path(data) / prepared.ABOUT).is_file()
+
+
+def _folder(name: str | Path) -> Path:
+    """The folder of a data set that is named by its path."""
+    folder = Path(name).expanduser()
+    if not str(name) or not folder.is_dir():
+        raise ValueError(
+            f"unknown data set {str(name)!r}; known: {', '.join(sorted(DATASETS))}, or the path of "
+            f"a folder with {prepared.IMAGES}, {prepared.pairs_file('train')} and {prepared.ABOUT}; {prepared.HELP}"
+        )
+    return folder
+
+
+def _in_one_size(data: PairData, size: int | None) -> PairData:
+    """The data; ValueError where another size is asked for."""
+    if size not in (None, *data.shape):
+        raise ValueError(f"{data.name}: comes in one size, {data.shape}; got size={size}")
+    return data
 
 
 def _demo_faces(split: str, size: int | None, progress: bool) -> PairData:
@@ -165,8 +239,9 @@ def _demo_faces(split: str, size: int | None, progress: bool) -> PairData:
         for s in subjects
         for a, b in itertools.permutations(range(expressions), 2)
     ]
-    names = [f"s{s:02d}_{e}" for s in range(demo_faces.N_SUBJECTS) for e in demo_faces.EXPRESSIONS]
-    return PairData("demo_faces", split, images.reshape(-1, size, size), pairs, names)
+    people = [f"s{s:02d}" for s in range(demo_faces.N_SUBJECTS) for _ in demo_faces.EXPRESSIONS]
+    names = [f"{person}_{e}" for person, e in zip(people, itertools.cycle(demo_faces.EXPRESSIONS))]
+    return PairData("demo_faces", split, images.reshape(-1, size, size), pairs, names, subjects=people)
 
 
 def _demo_brains(split: str, size: int | None, progress: bool) -> PairData:
@@ -201,30 +276,35 @@ def _cached(name: str, sources: list[str], make) -> dict[str, np.ndarray]:
         return {key: stored[key] for key in stored.files}
 
 
-def _prepared(name: str, folder: str, command: str):
-    """Loader of a data set that ``python -m data_download COMMAND`` has prepared in a folder of the data root."""
+def _prepared(name: str, command: str):
+    """Make a loader of a data set that ``python -m data_download COMMAND`` prepares in the data root."""
 
     def load(split: str, size: int | None, progress: bool) -> PairData:
-        place = data_root() / folder
+        place = data_root() / PREPARED[name]
         if prepared.about(place) is None:
             raise FileNotFoundError(
                 f"{name} is not in {place}; get it with: python -m data_download {command}"
             )
-        data = PairData(name, split, **prepared.read(place, split))
-        if size not in (None, *data.shape):
-            raise ValueError(f"{name}: comes in one size, {data.shape}; got size={size}")
-        return data
+        return _in_one_size(PairData(name, split, **prepared.read(place, split)), size)
 
     return load
 
 
-# Name -> loader of (split, size or None, progress). Those below the first two are prepared by data_download.
+# Name -> folder in the data root, of the data sets that data_download prepares.
+PREPARED = {
+    "anatomies": "anatomies/2.5mm",
+    "anatomies_2mm": "anatomies/2mm",
+    "anatomies_1mm": "anatomies/1mm",
+    "rafd": "rafd",
+    "oasis": "oasis",
+}
+# Name -> loader of (split, size or None, progress).
 DATASETS = {
     "demo_faces": _demo_faces,
     "demo_brains": _demo_brains,
-    "anatomies": _prepared("anatomies", "anatomies/2.5mm", "anatomies"),
-    "anatomies_2mm": _prepared("anatomies_2mm", "anatomies/2mm", "anatomies --spacing 2"),
-    "anatomies_1mm": _prepared("anatomies_1mm", "anatomies/1mm", "anatomies --spacing 1"),
-    "rafd": _prepared("rafd", "rafd", "rafd --help"),
-    "oasis": _prepared("oasis", "oasis", "oasis --help"),
+    "anatomies": _prepared("anatomies", "anatomies"),
+    "anatomies_2mm": _prepared("anatomies_2mm", "anatomies --spacing 2"),
+    "anatomies_1mm": _prepared("anatomies_1mm", "anatomies --spacing 1"),
+    "rafd": _prepared("rafd", "rafd --help"),
+    "oasis": _prepared("oasis", "oasis --help"),
 }

@@ -1,27 +1,49 @@
-"""Prepared data sets, as ``python -m data_download`` leaves them in a folder.
+"""Data sets that lie in a folder: those that ``python -m data_download`` prepares, and your own.
 
 | file | holds |
 |---|---|
-| ``images.npy`` | (n, *S) uint8, 255 is intensity 1 |
-| ``labels.npy`` | (m, *S) uint8, of the first m images; no such file without labels |
-| ``pairs_train.csv``, ``pairs_val.csv``, ``pairs_test.csv`` | ordered pairs: names of the ``moving`` and the ``fixed`` image |
-| ``dataset.json`` | names of images and labels, spacing, where it all is from, how it was made, hashes of the files above |
+| ``images.npy`` | (n, *S) uint8, 2D or 3D, 255 is intensity 1 |
+| ``labels.npy`` | (m, *S) uint8, label maps of the first m images, 0 is background; may be absent |
+| ``pairs_train.csv`` | a line ``moving,fixed``, then two names of images per line |
+| ``pairs_val.csv``, ``pairs_test.csv`` | likewise |
+| ``dataset.json`` | a JSON object; ``{}`` is enough |
 
-Arrays are opened as memory maps: nothing is read before it is used, and processes share what was read.
+Every key of ``dataset.json`` is optional:
+
+| key | says | without it |
+|---|---|---|
+| ``name`` | the name under which runs and results are filed | the folder's name |
+| ``names`` | a name for each image | 0, 1, 2, ... |
+| ``subjects`` | for each image, which person it shows | each image shows another person |
+| ``label_names`` | label number -> structure, without background | the labels that occur, "label 1", ... |
+| ``axes`` | 3D: where the array's axes run: R or L, A or P, S or I | RAS |
+| ``spacing_mm`` | the size of a voxel; every computation here is in voxels | unknown |
+| ``sha256`` | file name -> hash, as :func:`write` stores them | computed whenever the data are loaded |
+
+Other keys are remarks. Arrays are opened as memory maps: nothing is read before it is used, and processes
+share what was read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import hashlib
 import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ..paths import sha256
+from ..paths import sha256, write_json
+from . import checking
 
 ABOUT, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
+HELP = "book/your_data.md says how to write a data set"
 
 
 def pairs_file(split: str) -> str:
@@ -30,29 +52,29 @@ def pairs_file(split: str) -> str:
 
 
 def about(folder: Path) -> dict | None:
-    """What ``dataset.json`` says; None where no finished data set lies."""
+    """Content of ``dataset.json``; None where there is no such file, as where a data set is not finished."""
     file = Path(folder) / ABOUT
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError:
-        raise ValueError(
-            f"{file} is damaged; delete {folder} and prepare it again with python -m data_download"
-        ) from None
+    if not file.is_file():
+        return None
+    with contextlib.suppress(ValueError):
+        if isinstance(content := json.loads(file.read_text(encoding="utf-8-sig")), dict):
+            return content
+    raise ValueError(
+        f"{file} is damaged: it is not a JSON object such as {{}}; correct it or make the data set again"
+    )
 
 
-def fingerprint(known: dict) -> str:
-    """Hash of the images, labels and pairs that ``dataset.json`` names: the same for the same content, however it was made."""
-    content = [
-        digest
-        for name, digest in sorted(known["sha256"].items())
-        if "/" not in name and name.endswith((".npy", ".csv"))
-    ]
-    return hashlib.sha256("".join(content).encode()).hexdigest()[:16]
+def own_name(folder: Path) -> str:
+    """Name of the data set in a folder: what ``dataset.json`` says, else the folder's own name.
+
+    ValueError where runs and results could not be filed in a folder of this name.
+    """
+    return checking.plain_name((about(folder) or {}).get("name", Path(folder).resolve().name), folder)
 
 
 def damaged(folder: Path) -> list[str]:
     """Names of the files of a prepared data set that are missing or not as they were written."""
-    known = about(folder)["sha256"]
+    known = about(folder).get("sha256", {})
     return [
         name
         for name, digest in known.items()
@@ -61,43 +83,223 @@ def damaged(folder: Path) -> list[str]:
 
 
 def read(folder: Path, split: str) -> dict:
-    """Images, pairs, names and labels of one split: the arguments of :class:`tvf_core.data.PairData`.
+    """Read one split of the data set in a folder.
 
-    FileNotFoundError where the data set or the split is not there; ValueError if its files do not belong together.
+    Returns
+    -------
+    The arguments of :class:`tvf_core.data.PairData` after its name and split. Labels are there if both images
+    of every pair of the split have them.
+
+    Raises
+    ------
+    FileNotFoundError : the data set, its images or the pairs of this split are not there.
+    ValueError : its files do not fit together; one line says what is wrong and how to correct it.
+
+    Notes
+    -----
+    A line on stderr warns where persons of the validation or test split are in another split too.
     """
     folder, known = Path(folder), about(folder)
-    if known is None:
-        raise FileNotFoundError(f"{folder}: no prepared data set here")
-    listing = folder / pairs_file(split)
-    if not listing.is_file():
-        here = ", ".join(sorted(f.stem.removeprefix("pairs_") for f in folder.glob("pairs_*.csv")))
-        raise FileNotFoundError(f"{known['name']}: no pairs for the split {split!r}; here: {here}")
+    lacking = [name for name in (IMAGES, ABOUT) if not (folder / name).is_file()]
+    if lacking:
+        raise FileNotFoundError(f"{folder} is no data set, it has no {' and no '.join(lacking)}; {HELP}")
+    listings = {f.stem.removeprefix("pairs_"): f for f in sorted(folder.glob("pairs_*.csv"))}
+    if split not in listings:
+        raise FileNotFoundError(
+            f"{folder}: no pairs for the split {split!r}; it needs a file {pairs_file(split)}, "
+            f"here are pairs for: {', '.join(listings) or 'no split'}"
+        )
     try:
-        images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
-        labels = (
-            np.load(folder / LABELS, mmap_mode="r", allow_pickle=False)
-            if (folder / LABELS).is_file()
-            else None
+        images = _opened(folder / IMAGES)
+        labels = _opened(folder / LABELS) if (folder / LABELS).is_file() else None
+        checking.arrays(images, labels)
+        hashes = _hashes(folder, known, listings.values())
+        names = checking.texts(known.get("names", range(len(images))), len(images), "names")
+        subjects = _subjects(folder, known, names)
+        label_names = checking.label_names(known.get("label_names", {}))
+        if labels is not None and not (label_names and "sha256" in known):  # else they were checked already
+            label_names = checking.named(_values(folder / LABELS, _stamp(folder / LABELS)), label_names)
+        axes = checking.axes(known.get("axes", "RAS"))
+        pairs = {part: _read_pairs(listing, names) for part, listing in listings.items()}
+    except (ValueError, TypeError, OSError) as error:
+        again = (
+            f"; prepare it again: python -m data_download {known['command']}" if "command" in known else ""
         )
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{folder} is damaged ({error}); prepare it again: python -m data_download {known['command']}"
-        ) from None
-    number = {name: k for k, name in enumerate(known["names"])}
-    with open(listing, newline="", encoding="utf-8") as file:
-        pairs = [(number[row["moving"]], number[row["fixed"]]) for row in csv.DictReader(file)]
-    if len(images) != len(number) or (labels is not None and labels.shape[1:] != images.shape[1:]):
-        raise ValueError(
-            f"{folder} is damaged (its arrays do not fit {ABOUT}); "
-            f"prepare it again: python -m data_download {known['command']}"
-        )
-    content = {
-        "images": images,
-        "pairs": pairs,
-        "names": known["names"],
-        "axes": known.get("axes", "RAS"),
-        "origin": fingerprint(known),
-    }
-    if labels is not None and all(max(pair) < len(labels) for pair in pairs):
-        content |= {"labels": labels, "label_names": {int(k): v for k, v in known["label_names"].items()}}
+        raise ValueError(f"{folder} cannot be used: {error}{again}") from None
+    if shared := checking.shared_persons(split, pairs, subjects):
+        print(f"{folder}: {shared}", file=sys.stderr)
+    content = {"images": images, "pairs": pairs[split], "names": names, "subjects": subjects, "axes": axes}
+    content["origin"] = _fingerprint(hashes)
+    if labels is not None and all(max(pair) < len(labels) for pair in pairs[split]):
+        content |= {"labels": labels, "label_names": label_names}
     return content
+
+
+def write(
+    folder: Path,
+    images: Iterable,
+    pairs: Mapping[str, Iterable[tuple]],
+    *,
+    names: Iterable[str] | None = None,
+    labels: Iterable | None = None,
+    label_names: Mapping[int, str] | None = None,
+    subjects: Iterable | None = None,
+    spacing: float | tuple[float, ...] | None = None,
+    axes: str = "RAS",
+    name: str = "",
+) -> Path:
+    """Write a data set of your own: a folder whose path then stands for it wherever a data set is named.
+
+    Parameters
+    ----------
+    folder : must not exist yet.
+    images : n arrays of one shape, 2D or 3D: float in [0, 1], or uint8 (255 is intensity 1). Stored as uint8.
+    pairs : split (``train``, ``val``, ``test``) -> ordered (moving, fixed) pairs: names, or numbers from 0.
+    names : a name for each image; default its number.
+    labels : label maps of whole numbers from 0 (background) to 255, of all images or of the first ones.
+    label_names : label number -> structure, for every label that occurs; default "label 1" and so on.
+    subjects : for each image, which person it shows; default another one each.
+    spacing : size of a voxel in mm, one number or one for each axis; a remark only.
+    axes : 3D: where the array's axes run, as nibabel's ``aff2axcodes`` tells.
+    name : the name of the data set; default the folder's.
+
+    Returns
+    -------
+    The folder.
+
+    Raises
+    ------
+    FileExistsError : there is something at ``folder`` already.
+    ValueError : an argument does not fit; nothing is left behind.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; choose another folder, or delete it first")
+    checking.plain_name(name or folder.name, folder)
+    arrays = {IMAGES: checking.image_bytes(images)}
+    count = len(arrays[IMAGES])
+    known = {"name": name} if name else {}
+    known["names"] = checking.texts(range(count) if names is None else names, count, "names")
+    if subjects is not None:
+        known["subjects"] = checking.texts(subjects, count, "subjects")
+    if labels is not None:
+        arrays[LABELS] = checking.label_bytes(labels)
+        given = checking.named(checking.occurring(arrays[LABELS]), checking.label_names(label_names or {}))
+        known["label_names"] = {str(number): structure for number, structure in given.items()}
+    checking.arrays(arrays[IMAGES], arrays.get(LABELS))
+    known["axes"] = checking.axes(axes)
+    if spacing is not None:
+        known["spacing_mm"] = np.asarray(spacing, float).tolist()
+    pairs = checking.named_pairs(pairs, known["names"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    part.mkdir()
+    try:
+        for file, array in arrays.items():
+            np.save(part / file, array)
+        complete(part, pairs, known)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def complete(folder: Path, pairs: Mapping[str, Iterable[tuple[str, str]]], known: dict, leave_out=()) -> None:
+    """Add the lists of pairs and, last, ``dataset.json`` with hashes of all files to a folder of arrays.
+
+    Parameters
+    ----------
+    pairs : split -> ordered (moving, fixed) names.
+    known : what ``dataset.json`` is to say; ``names`` among it.
+    leave_out : names of files that are not part of the data set.
+    """
+    for split, listing in pairs.items():
+        if unknown := {name for pair in listing for name in pair} - set(known["names"]):
+            raise ValueError(f"the pairs of {split} name unknown images: {', '.join(sorted(unknown)[:5])}")
+        with open(folder / pairs_file(split), "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("moving", "fixed"), *listing])
+    files = sorted(
+        f
+        for f in folder.rglob("*")
+        if f.is_file() and f.name not in (*leave_out, ABOUT) and not f.name.startswith(".")
+    )
+    hashes = {f.relative_to(folder).as_posix(): sha256(f) for f in files}
+    write_json(folder / ABOUT, known | {"sha256": hashes})
+
+
+def _opened(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{file.name} is no whole array as np.save writes it ({error})") from None
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """What changes when a file does."""
+    return file.stat().st_mtime_ns, file.stat().st_size
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(file: Path, stamp: tuple[int, int]) -> str:
+    return sha256(file)
+
+
+@functools.lru_cache(maxsize=64)
+def _values(file: Path, stamp: tuple[int, int]) -> tuple[int, ...]:
+    return checking.occurring(_opened(file))
+
+
+def _hashes(folder: Path, known: dict, listings: Iterable[Path]) -> dict[str, str]:
+    """Hashes of the arrays and the lists of pairs: those that ``dataset.json`` has, else computed.
+
+    ValueError where a list of pairs, which is easily edited, is not the one that was hashed.
+    """
+    files = [file for file in (folder / IMAGES, folder / LABELS, *listings) if file.is_file()]
+    if "sha256" not in known:
+        return {file.name: _hash(file, _stamp(file)) for file in files}
+    hashes = dict(known["sha256"])
+    if LABELS in hashes and not (folder / LABELS).is_file():
+        raise ValueError(f"there is no {LABELS}, which {ABOUT} tells of")
+    for file in files:
+        stored = hashes.get(file.name)
+        if stored is None or (file.suffix == ".csv" and stored != _hash(file, _stamp(file))):
+            raise ValueError(
+                f'{file.name} is not the file that "sha256" in {ABOUT} tells of; '
+                f'if you have changed it yourself, delete the key "sha256" from {ABOUT}'
+            )
+    return {name: digest for name, digest in hashes.items() if "/" not in name}
+
+
+def _fingerprint(hashes: dict[str, str]) -> str:
+    """Hash of the images, labels and pairs: the same for the same content, however it was made."""
+    content = [digest for name, digest in sorted(hashes.items()) if name.endswith((".npy", ".csv"))]
+    return hashlib.sha256("".join(content).encode()).hexdigest()[:16]
+
+
+def _subjects(folder: Path, known: dict, names: list[str]) -> list[str]:
+    """Which person each image shows."""
+    given = known.get("subjects", names)
+    if not isinstance(given, dict):
+        return checking.texts(given, len(names), "subjects")
+    if sum(map(len, given.values())) < len(names):  # older folders list the persons of each split instead
+        print(
+            f"{folder}: {ABOUT} does not say which person an image shows, so each counts as another one; "
+            f"prepare it again: python -m data_download {known.get('command')}",
+            file=sys.stderr,
+        )
+    return names
+
+
+def _read_pairs(listing: Path, names: list[str]) -> list[tuple[int, int]]:
+    """Pairs of image numbers from a list of names."""
+    number = {name: k for k, name in enumerate(names)}
+    with open(listing, newline="", encoding="utf-8-sig") as file:  # Excel begins its files with a mark
+        reader = csv.DictReader(file)
+        if not {"moving", "fixed"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{listing.name} needs the columns moving and fixed, named in its first line")
+        try:
+            return [(number[row["moving"]], number[row["fixed"]]) for row in reader]
+        except KeyError as error:
+            known = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+            where = f"{listing.name}, line {reader.line_num}"
+            raise ValueError(f"{where}: no image has the name {error}; the names are {known}") from None

@@ -1,15 +1,21 @@
-"""Is one method better than another, and are two evaluations the same? Both from the rows that :mod:`tvf_core.evaluation.evaluate` wrote."""
+"""Is one method better than another, and are two evaluations the same?
+
+Both are answered from the rows that :mod:`tvf_core.evaluation.evaluate` wrote.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from ..checks import one_of
+from ..data import name_of
 from ..methods import METHODS
-from .evaluate import read_results, read_rows
+from ..paths import runs
+from .evaluate import TEXTS, read_results, read_rows, result_name
 
 
 def compare(
@@ -26,6 +32,7 @@ def compare(
     Parameters
     ----------
     a, b : methods that have been evaluated on ``data``.
+    data : a name, or the path of a folder. Only results are read.
     metric : a column of their rows; default ``dice`` where there is one, else ``ssim``.
     folder : of results; default ``runs/results``.
     split : on which both were evaluated.
@@ -33,53 +40,71 @@ def compare(
 
     Returns
     -------
-    ``n`` pairs, without those ``left_out`` for want of a finite score; the means ``a``, ``b`` and ``difference``, its ``std`` over pairs (ddof 1), the share of pairs on which
-    a's score is ``higher``; two-sided p values of the paired t-test (``t_test``, the paper's) and of Wilcoxon's signed
-    ranks (``wilcoxon``); and ``subjects`` with ``subject_t_test``, the t-test on one mean difference per person: pairs that
-    share a person are not independent, and tests over pairs give too small a p. (Where a pair shows two people, each is also
-    the moving one of other pairs: that dependence is left.) A p value is NaN where it is not defined (fewer than two
-    values, or all differences equal).
+    ``n``, the number of pairs, without those ``left_out`` because a score is not finite; the means ``a``,
+    ``b`` and ``difference``; ``std`` of the difference over pairs (ddof 1); ``higher``, the share of pairs
+    on which a's score is higher; two-sided p values over pairs of the paired t-test (``t_test``, the
+    paper's) and of Wilcoxon's signed ranks (``wilcoxon``); ``subjects``, the number of persons, and
+    ``subject_t_test``, the p value of the paired t-test on the mean scores of each person. A p value is NaN
+    where it is not defined: for fewer than two values, or if all differences are equal.
 
     Raises
     ------
-    FileNotFoundError : a method has no rows there. ValueError : the rows have no such column, or no pair in common.
+    FileNotFoundError : a method has no rows there.
+    ValueError : the rows have no such column or no pair in common, or are of different data of the same name.
 
     Notes
     -----
-    The person of a pair is that of its fixed image, as its name tells up to an expression (``s60_happy`` is s60).
-    The paper compares TM-TVF with TM by paired t-tests, p < 0.0001 (text with Tables 1 and 2), with neither the number of
-    pairs nor a word on their dependence.
+    The person of a pair is that of its fixed image, as the column ``person`` of the rows tells. Pairs that
+    share a person are not independent, so that tests over pairs give too small a p. Where a pair shows two
+    persons, each of them is in the moving image of other pairs too; the test over persons does not take
+    that into account. Rows that an earlier version wrote have no column ``person``: ``subjects`` is then 0
+    and ``subject_t_test`` NaN, until ``tvf evaluate`` writes new ones.
+
+    The paper compares TM-TVF with TM by paired t-tests, p < 0.0001 (text with Tables 1 and 2). It tells
+    neither the number of pairs nor whether their dependence was considered.
     """
     metric, first, second, people, left_out = _paired(a, b, data, metric, folder, split, metric_b)
     difference = first - second
-    means = _means(difference, people)
     return {
-        "data": data,
+        "data": name_of(data),
         "metric": metric,
-        "n": len(people),
+        "n": len(first),
         "left_out": left_out,
         "a": float(first.mean()),
         "b": float(second.mean()),
         "difference": float(difference.mean()),
-        "std": float(difference.std(ddof=1)) if len(people) > 1 else np.nan,
+        "std": float(difference.std(ddof=1)) if len(first) > 1 else np.nan,
         "higher": float((difference > 0).mean()),
-        "t_test": _t_test(difference),
-        "wilcoxon": float(stats.wilcoxon(difference).pvalue) if np.ptp(difference) else np.nan,
-        "subjects": len(means),
-        "subject_t_test": _t_test(means),
+        "t_test": _p_value(stats.ttest_rel, first, second),
+        "wilcoxon": _p_value(stats.wilcoxon, first, second),
+        "subjects": len(set(people)),
+        "subject_t_test": _p_value(stats.ttest_rel, _means(first, people), _means(second, people)),
     }
 
 
 def per_person(
     a: str, b: str, data: str, metric: str = "", folder: Path | None = None, split: str = "test"
 ) -> np.ndarray:
-    """Mean difference of two methods' scores for each person, as :func:`compare` tests them: (persons,)."""
+    """Mean difference of two methods' scores for each person, as :func:`compare` tests them: (persons,).
+
+    It raises what :func:`compare` raises, and a ValueError where the rows do not tell the persons.
+    """
     _, first, second, people, _ = _paired(a, b, data, metric, folder, split)
+    if not len(people):
+        raise ValueError(
+            f"the rows of {a} and {b} on {data} have no column 'person'; make new ones with: tvf evaluate"
+        )
     return _means(first - second, people)
 
 
 def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: str, metric_b: str = ""):
-    """Name of the metric, scores of both methods on their common pairs, the person of each, and how many pairs have no finite score."""
+    """What two methods have in common.
+
+    Returns
+    -------
+    The metric, the scores of both methods and the person of each common pair (no person at all where the
+    rows do not tell), and the number of pairs that were left out because a score is not finite.
+    """
     rows = {}
     for method in (a, b):
         one_of(method, METHODS, "method")
@@ -93,7 +118,8 @@ def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: 
                 + f" --split {split}"
                 * (split != "test")
             ) from None
-    columns = [c for c in rows[a] if c in rows[b] and c not in ("pair", "seconds")]
+    _same_data(a, b, data, folder, split)
+    columns = [c for c in rows[a] if c in rows[b] and c not in (*TEXTS, "seconds")]
     metric = (
         one_of(metric, columns, f"metric of these rows of {data}")
         if metric
@@ -108,27 +134,49 @@ def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: 
     if not pairs:
         raise ValueError(f"{a} and {b} have no pair of {data} with a finite {metric} in common")
     first, second = (np.array([s[p] for p in pairs]) for s in scores)
-    people = [p.split("->")[1].rsplit("_", 1)[0] if _one_person(p) else p.split("->")[1] for p in pairs]
-    return metric, first, second, np.array(people), len(common) - len(pairs)
+    told = next((rows[m] for m in (a, b) if "person" in rows[m]), None)
+    person = dict(zip(told["pair"], told["person"])) if told else {}
+    people = np.array([person[p] for p in pairs if told])
+    return metric, first, second, people, len(common) - len(pairs)
 
 
-def _means(difference: np.ndarray, people: np.ndarray) -> np.ndarray:
-    return np.array([difference[people == who].mean() for who in dict.fromkeys(people)])
+def _same_data(a: str, b: str, data: str, folder: Path | None, split: str) -> None:
+    """ValueError where the summaries beside the rows tell of different data."""
+    place = (Path(folder) if folder else runs() / "results") / name_of(data)
+    files = [place / result_name(method, split, "json") for method in (a, b)]
+    cards = [json.loads(file.read_text())["card"]["settings"] for file in files if file.is_file()]
+    if len({card["origin"] for card in cards if "origin" in card}) > 1:
+        raise ValueError(
+            f"{a} and {b} were evaluated on different data of the name {name_of(data)!r} "
+            f"(origin in {files[0]} and {files[1].name}); evaluate both on the same"
+        )
+
+
+def _means(values: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """Mean over the pairs of each person: (persons,)."""
+    return np.array([values[people == who].mean() for who in dict.fromkeys(people)])
 
 
 def agreement(
     methods: list[str], data: str, folder: Path, other: Path, split: str = "test"
 ) -> dict[str, float]:
-    """Largest difference between two folders' rows of some methods, over the pairs that both have: metric -> difference.
+    """Largest difference between two folders' rows of some methods, over the pairs that both have.
 
-    Columns per label are left out; what only one of them cannot measure differs infinitely. ValueError if they have nothing in
-    common.
+    Returns
+    -------
+    Metric -> difference, without the columns of single labels. Where one folder has a number and the other
+    has none, the difference is infinite.
+
+    Raises
+    ------
+    ValueError : the folders have no pair in common.
     """
     worst = {}
     for method in [m for m in methods if m in read_results(other, data, split)]:
         ours, theirs = (read_rows(method, data, where, split) for where in (folder, other))
         _, here, there = np.intersect1d(ours["pair"], theirs["pair"], return_indices=True)
-        for metric in [m for m in ours if m in theirs and m != "pair" and "/" not in m] if len(here) else ():
+        shared = [m for m in ours if m in theirs and m not in TEXTS and "/" not in m]
+        for metric in shared if len(here) else ():
             one, two = ours[metric][here], theirs[metric][there]
             with np.errstate(invalid="ignore"):
                 difference = np.where(
@@ -142,11 +190,14 @@ def agreement(
     return worst
 
 
-def _one_person(pair: str) -> bool:
-    """Whether both images show the same person: the names differ in what follows the last underscore, an expression."""
-    moving, fixed = (name.rsplit("_", 1) for name in pair.split("->"))
-    return len(moving) == len(fixed) == 2 and moving[0] == fixed[0] and not (moving[1] + fixed[1]).isdigit()
+def _p_value(test, first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p value of a paired test of SciPy; NaN where it is not defined.
 
-
-def _t_test(values: np.ndarray) -> float:
-    return float(stats.ttest_1samp(values, 0).pvalue) if len(values) > 1 and np.ptp(values) else np.nan
+    SciPy is not asked for fewer than two values, nor where all differences are equal but for rounding: its
+    t-test would divide by a spread of zero, warn, and call any constant difference certain (p = 0).
+    """
+    difference = first - second
+    rounding = 1e-12 * max(np.abs(first).max(initial=0), np.abs(second).max(initial=0))
+    if len(difference) < 2 or np.ptp(difference) <= rounding:
+        return np.nan
+    return float(test(first, second).pvalue)

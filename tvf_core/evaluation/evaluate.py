@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .. import checkpoints, fields, metrics
 from ..card import code_hash, peak_mb, reset_peak, run_card
 from ..checks import one_of
-from ..data import PairData, load
+from ..data import DATASETS, PairData, load, name_of
 from ..methods import METHODS, NetworkConfig
 from ..model import Model
 from ..paths import runs, sha256, write_json, write_then_rename
@@ -40,6 +40,7 @@ METRICS = {
     "inverse_error": "mean |phi^-1(phi(x)) - x|, voxels; its 99.9th percentile is inverse_error_p999",
     "negation_error": "the same where Id - u is taken for phi^-1, as the paper does for displacements",
 }
+TEXTS = ("pair", "person")  # columns of the rows that are not numbers; the person is that of the fixed image
 PER_PAIR = 14  # pairs that are enough for a method that takes seconds for each
 
 
@@ -117,7 +118,7 @@ def evaluate(
 
     Parameters
     ----------
-    method, data : names.
+    method, data : names; ``data`` may be the path of a folder (:mod:`tvf_core.data.prepared`).
     weights : default the shipped ones for this method and data set.
     limit : evaluate only this many pairs, evenly spread; 0 is all.
     image_size : edge of the images where the data set has several; 0 is its own.
@@ -132,27 +133,31 @@ def evaluate(
 
     Raises
     ------
-    ValueError : another process is evaluating this method on this data set into the same folder.
+    ValueError : another process is evaluating this method on this data set into the same folder, or ``data`` is
+        a folder and results on other data of the same name lie there.
     """
     entry = METHODS[one_of(method, METHODS, "method")]
     if weights is not None and not entry.build:
         raise ValueError(f"{method} has no network: it takes no weights")
     pairs = load(data, split, image_size or None, progress)
+    folder = (Path(out) if out else runs() / "results") / pairs.name
+    if str(data) not in DATASETS:
+        _refuse_other_data(folder, pairs)
     model = load_model(method, pairs, weights)
-    weights = Path(weights) if weights else checkpoints.shipped(method, data)
+    weights = Path(weights) if weights else checkpoints.shipped(method, pairs.name)
     chosen = pairs.spread(limit)
     settings = {
         "method": method,
-        "data": data,
+        "data": pairs.name,
         "split": split,
         "shape": list(pairs.shape),
         "limit": limit,
         "origin": pairs.fingerprint(),
-        "pairs": _hash("\n".join(map(pairs.pair_name, chosen))),
+        "pairs": _hash("\n".join(f"{pairs.pair_name(k)} {pairs.person(k)}" for k in chosen)),
+        "labels": list(pairs.label_names),
         "weights": sha256(weights)[:16] if entry.build else None,
         "integrator": model.config.integrator if entry.has_velocity and entry.build else None,
     }
-    folder = (Path(out) if out else runs() / "results") / data
     summary_file, rows_file = (folder / result_name(method, split, kind) for kind in ("json", "csv"))
     if summary_file.exists():
         known = json.loads(summary_file.read_text())
@@ -162,7 +167,7 @@ def evaluate(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if model.network is not None:
         model.network.to(device)
-    bar = tqdm(chosen, desc=f"{entry.title} on {data}", disable=not progress, mininterval=1.0)
+    bar = tqdm(chosen, desc=f"{entry.title} on {pairs.name}", disable=not progress, mininterval=1.0)
     with _kept_rows(
         folder / f".{result_name(method, split, 'rows')}.jsonl", {"settings": settings, "code": CODE}
     ) as (rows, keep):
@@ -171,7 +176,7 @@ def evaluate(
         for k in chosen[len(rows) :]:
             start = time.perf_counter()
             # Nine digits: sums over a volume differ in the last ones from run to run, with the order of their parts.
-            row = {"pair": pairs.pair_name(k)} | {
+            row = {"pair": pairs.pair_name(k), "person": pairs.person(k)} | {
                 m: float(f"{v:.9g}") for m, v in score(model, pairs, k, device).items()
             }
             keep(
@@ -184,7 +189,7 @@ def evaluate(
             summary_file,
             rows_file,
             {
-                "dataset": data,
+                "dataset": pairs.name,
                 "method": method,
                 "title": model.title,
                 "split": split,
@@ -203,7 +208,7 @@ def _finish(
 ) -> dict:
     """Write the rows and their summary; give the summary."""
     apart = {name: [row.pop(name) for row in rows] for name in ("seconds", "measuring", "peak_mb")}
-    numbers = [key for key in rows[0] if key != "pair"]
+    numbers = [key for key in rows[0] if key not in TEXTS]
     summary = {
         **about,
         "summary": {
@@ -278,6 +283,17 @@ def _kept_rows(file: Path, about: dict):
         lock.release()
 
 
+def _refuse_other_data(folder: Path, pairs: PairData) -> None:
+    """ValueError where a folder of results holds some on other data of the same name: comparisons would mix them."""
+    for file in sorted(folder.glob("*.json")):
+        settings = json.loads(file.read_text()).get("card", {}).get("settings", {})
+        if settings.get("origin", pairs.fingerprint()) != pairs.fingerprint():
+            raise ValueError(
+                f"{file} is of another data set, or of another state of this one, with the same name {pairs.name!r}: "
+                'choose another out folder, delete these results, or give the data another "name" in dataset.json'
+            )
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -290,18 +306,18 @@ def result_name(method: str, split: str, kind: str) -> str:
 def read_rows(
     method: str, data: str, folder: Path | None = None, split: str = "test"
 ) -> dict[str, np.ndarray]:
-    """Columns of a rows file that :func:`evaluate` wrote; ``pair`` is text, the rest are numbers."""
-    path = (Path(folder) if folder else runs() / "results") / data / result_name(method, split, "csv")
+    """Columns of a rows file that :func:`evaluate` wrote; those of ``TEXTS`` are text, the rest are numbers."""
+    path = (
+        (Path(folder) if folder else runs() / "results") / name_of(data) / result_name(method, split, "csv")
+    )
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    return {
-        key: np.array([row[key] if key == "pair" else float(row[key]) for row in rows]) for key in rows[0]
-    }
+    return {key: np.array([row[key] if key in TEXTS else float(row[key]) for row in rows]) for key in rows[0]}
 
 
 def read_results(folder: Path, data: str, split: str = "test") -> dict[str, dict]:
     """Summaries of a data set that lie in a results folder, method -> summary, in the order of the table."""
-    files = {m: Path(folder) / data / result_name(m, split, "json") for m in METHODS}
+    files = {m: Path(folder) / name_of(data) / result_name(m, split, "json") for m in METHODS}
     found = {m: json.loads(path.read_text()) for m, path in files.items() if path.is_file()}
     return {
         m: summary for m, summary in found.items() if summary["split"] == split

@@ -109,10 +109,10 @@ def export(
     if len(set(names)) < len(names):
         raise ValueError(f"{data}: two pairs have the same numbers; Learn2Reg could not tell them apart")
     model = load_model(method, pairs, weights)
-    weights = Path(weights) if weights else checkpoints.shipped(method, data)
+    weights = Path(weights) if weights else checkpoints.shipped(method, pairs.name)
     about = {
         "method": method,
-        "data": data,
+        "data": pairs.name,
         "split": split,
         "origin": pairs.fingerprint(),
         "code": CODE,

@@ -241,6 +241,8 @@ def _order(check: dict, data: str, folder: Path):
     closest = min(shown, key=lambda m: sign * shown[m]["difference"])
     t = tests[closest]
     text = f"{METHODS[check['first']].title} {t['a']:.4f}, {METHODS[closest].title} {t['b']:.4f}"
+    if not all(test["subjects"] for test in tests.values()):
+        return text, NOT_TESTABLE, "the rows do not tell the persons; evaluate again"
     text += f" (p {p_value(t['t_test'])} over {t['n']} pairs, {p_value(t['subject_t_test'])} over {t['subjects']} persons)"
     if len(tests) > 1:
         text = f"better than {len(ahead)} of {len(tests)}; {'closest' if len(ahead) == len(tests) else 'not ahead of'} {METHODS[closest].title}: {text}"

@@ -21,7 +21,7 @@ class Profile:
     """A recipe and how much of it is run; the keys of a profile file and the parameters of notebooks 03 and 04."""
 
     data: str
-    """data set, see `tvf_core.data.DATASETS`"""
+    """data set: a name of `tvf_core.data.DATASETS`, or the path of a folder (`tvf_core.data.prepared`)"""
     size: str = "demo"
     """network size, see `tvf_core.methods.SIZES`"""
     image_size: int = 0

@@ -193,8 +193,9 @@ class RunFolder:
     def _same_recipe(self, found: dict) -> None:
         different = sorted(k for k in found.keys() | self.recipe.keys() if found.get(k) != self.recipe.get(k))
         if different:
+            told = ["origin: other images, labels or pairs" if k == "origin" else k for k in different]
             raise ValueError(
-                f"{self.path} holds a run with other settings ({', '.join(different)}); "
+                f"{self.path} holds a run with other settings ({', '.join(told)}); "
                 "choose another out folder, or resume 'new', which puts that run aside"
             )
 

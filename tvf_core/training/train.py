@@ -122,7 +122,7 @@ def train(
     steps = -(-(profile.steps or sampler.steps(profile.epochs)) // directions)
     config = _network_config(method, profile, data)
     recipe = _recipe(method, profile, config, data, steps, accelerator.mixed_precision)
-    run = RunFolder(Path(out) if out else runs() / profile.data / method, recipe, main)
+    run = RunFolder(Path(out) if out else runs() / data.name / method, recipe, main)
     if resume == "new" and (place := run.put_aside()):
         run.say(f"the run that was in {run.path} is now in {place}")
     if card := _from_main(accelerator, run.finished() if main else None):
@@ -216,7 +216,7 @@ def train(
             range(begin, steps),
             initial=begin,
             total=steps,
-            desc=f"{method} on {profile.data}",
+            desc=f"{method} on {data.name}",
             unit="step",
             disable=not (progress and main),
             mininterval=1.0,
@@ -425,6 +425,7 @@ def _recipe(
         {"method": method}
         | kept
         | {
+            "data": data.name,  # not the path of a folder, which may be moved: origin tells other data
             "steps": steps,
             "losses": profile.losses.get(method, {}),
             "constants": profile.constants.get(method, {}),
