@@ -8,8 +8,7 @@ import numpy as np
 from scipy import stats
 
 from ..checks import one_of
-from ..methods import METHODS
-from .evaluate import read_results, read_rows
+from .results import exact_name, read_results, read_rows
 
 
 def compare(
@@ -21,11 +20,12 @@ def compare(
     split: str = "test",
     metric_b: str = "",
 ) -> dict:
-    """Scores of method ``a`` minus those of ``b`` on the pairs that both have registered, with paired tests.
+    """Scores of result ``a`` minus those of ``b`` on the pairs that both have, with paired tests.
 
     Parameters
     ----------
-    a, b : methods that have been evaluated on ``data``.
+    a, b : names of results on ``data`` (:mod:`tvf_core.evaluation.results`): a method's name for its usual result.
+        Both may be results of one method.
     metric : a column of their rows; default ``dice`` where there is one, else ``ssim``.
     folder : of results; default ``runs/results``.
     split : on which both were evaluated.
@@ -42,7 +42,8 @@ def compare(
 
     Raises
     ------
-    FileNotFoundError : a method has no rows there. ValueError : the rows have no such column, or no pair in common.
+    FileNotFoundError : there is no result of that name; the message says how to make it.
+    ValueError : the rows have no such column, or no pair in common.
 
     Notes
     -----
@@ -61,6 +62,7 @@ def compare(
         "a": float(first.mean()),
         "b": float(second.mean()),
         "difference": float(difference.mean()),
+        "subject_difference": float(means.mean()),
         "std": float(difference.std(ddof=1)) if len(people) > 1 else np.nan,
         "higher": float((difference > 0).mean()),
         "t_test": _t_test(difference),
@@ -73,26 +75,38 @@ def compare(
 def per_person(
     a: str, b: str, data: str, metric: str = "", folder: Path | None = None, split: str = "test"
 ) -> np.ndarray:
-    """Mean difference of two methods' scores for each person, as :func:`compare` tests them: (persons,)."""
+    """Mean difference of two results' scores for each person, as :func:`compare` tests them: (persons,)."""
     _, first, second, people, _ = _paired(a, b, data, metric, folder, split)
     return _means(first - second, people)
 
 
+def against(
+    value: float, name: str, data: str, metric: str, folder: Path | None = None, split: str = "test"
+) -> dict:
+    """Scores of one result beside a fixed value, such as a bound, with a t-test over persons.
+
+    Returns
+    -------
+    ``n`` pairs, without those ``left_out`` for want of a finite score; ``mean`` and ``max`` over these pairs;
+    ``subjects``, ``subject_difference`` (mean over persons minus the value) and the two-sided p value
+    ``subject_t_test``, all as in :func:`compare`, which also has the errors.
+    """
+    _, scores, _, people, left_out = _paired(name, name, data, metric, folder, split)
+    means = _means(scores, people)
+    return {
+        "n": len(people),
+        "left_out": left_out,
+        "mean": float(scores.mean()),
+        "max": float(scores.max()),
+        "subjects": len(means),
+        "subject_difference": float(means.mean() - value),
+        "subject_t_test": _t_test(means - value),
+    }
+
+
 def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: str, metric_b: str = ""):
     """Name of the metric, scores of both methods on their common pairs, the person of each, and how many pairs have no finite score."""
-    rows = {}
-    for method in (a, b):
-        one_of(method, METHODS, "method")
-    for method in (a, b):
-        try:
-            rows[method] = read_rows(method, data, folder, split)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{method} has no rows for {data} ({error.filename}); "
-                f"make them with: tvf evaluate --method {method} --data {data}"
-                + f" --split {split}"
-                * (split != "test")
-            ) from None
+    rows = {name: read_rows(name, data, folder, split) for name in (a, b)}
     columns = [c for c in rows[a] if c in rows[b] and c not in ("pair", "seconds")]
     metric = (
         one_of(metric, columns, f"metric of these rows of {data}")
@@ -117,16 +131,26 @@ def _means(difference: np.ndarray, people: np.ndarray) -> np.ndarray:
 
 
 def agreement(
-    methods: list[str], data: str, folder: Path, other: Path, split: str = "test"
+    summaries: dict[str, dict], data: str, folder: Path, other: Path, split: str = "test"
 ) -> dict[str, float]:
-    """Largest difference between two folders' rows of some methods, over the pairs that both have: metric -> difference.
+    """Largest difference between results and those of the same names in another folder: metric -> difference.
 
-    Columns per label are left out; what only one of them cannot measure differs infinitely. ValueError if they have nothing in
-    common.
+    Taken over the pairs that both have. Columns per label are left out; what only one of them cannot measure differs
+    infinitely.
+
+    Parameters
+    ----------
+    summaries : name -> summary, as ``evaluate`` gave it; its rows lie in ``folder``.
+    other : folder of the results that they are compared with, where these have a result of that name.
+
+    Raises
+    ------
+    ValueError : they have nothing in common.
     """
     worst = {}
-    for method in [m for m in methods if m in read_results(other, data, split)]:
-        ours, theirs = (read_rows(method, data, where, split) for where in (folder, other))
+    for name in [n for n in summaries if n in read_results(other, data, split)]:
+        ours = read_rows(exact_name(summaries[name]), data, folder, split)
+        theirs = read_rows(name, data, other, split)
         _, here, there = np.intersect1d(ours["pair"], theirs["pair"], return_indices=True)
         for metric in [m for m in ours if m in theirs and m != "pair" and "/" not in m] if len(here) else ():
             one, two = ours[metric][here], theirs[metric][there]

@@ -172,7 +172,7 @@ class LiveCurve:
 
 
 def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
-    """One box per method, from top to bottom, in the book's colours; the points are the pairs."""
+    """One box per result, from top to bottom, in the methods' colours; the points are the pairs."""
     rng = np.random.default_rng(0)
     for position, (method, numbers) in enumerate(values.items()):
         color, numbers = color_of(method), np.asarray(numbers)[np.isfinite(numbers)]
@@ -188,7 +188,7 @@ def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
             capprops={"color": color},
         )
         ax.plot(numbers, position + rng.uniform(-0.18, 0.18, len(numbers)), ".", ms=2, alpha=0.4, color=color)
-    ax.set_yticks(range(len(values)), [METHODS[m].title for m in values])
+    ax.set_yticks(range(len(values)), [METHODS[m].title if m in METHODS else m for m in values])
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
 
@@ -196,7 +196,7 @@ def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
 def structure_plot(ax, rows: dict[str, dict[str, np.ndarray]], metric: str, ylabel: str) -> None:
     """A group of boxes per structure, one box per method; left and right sides together, as is usual.
 
-    ``rows`` are those of ``evaluate.read_rows``, method -> columns; ``metric`` is measured per label: ``dice`` or ``hd95``.
+    ``rows`` are those of ``read_rows``, name of a result -> columns; ``metric`` is measured per label: ``dice`` or ``hd95``.
     Structures that are missing in a pair count where they are there, infinite distances not at all.
     """
     width = 0.75 / len(rows)
@@ -214,7 +214,7 @@ def structure_plot(ax, rows: dict[str, dict[str, np.ndarray]], metric: str, ylab
         )
         for box in boxes["boxes"]:
             box.set(facecolor=color, edgecolor=color, alpha=0.6)
-        ax.plot([], [], "s", color=color, label=METHODS[method].title)
+        ax.plot([], [], "s", color=color, label=METHODS[method].title if method in METHODS else method)
     ax.set_xticks(range(len(values)), list(values), rotation=35, ha="right")
     ax.set_ylabel(ylabel)
     ax.legend(frameon=False, fontsize=8, ncols=len(rows), loc="lower center", bbox_to_anchor=(0.5, 1))
