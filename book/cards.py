@@ -1,8 +1,10 @@
-"""Run cards: below every table and figure of a page, folded, what made it; marked as stale if that code has changed since.
+"""Run cards: below every table and figure of a page, folded, what made it.
 
-A code cell that shows stored results names them in its metadata, ``"results": ["demo_faces", "bench/cpu.json"]``: folders or
-files of ``book/results``. Its card lists those files with what they say of themselves. Any other output was computed when the
-page was executed; its card is that of the execution, which ``book/build.py`` keeps in the notebook's metadata.
+A card is marked as stale if the code that made its table or figure has changed since. A code cell that shows
+stored results names them in its metadata, ``"results": ["demo_faces", "bench/cpu.json"]``, as folders or
+files of ``book/results``. Its card lists those files with what they say of themselves. Any other output was
+computed when the page was executed; its card is that of the execution, which ``book/build.py`` keeps in the
+notebook's metadata.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ def execution_card(notebook: NotebookNode, seconds: float) -> dict:
 
 
 def fold(notebook: NotebookNode, name: str, results: Path) -> int:
-    """Add a card to every cell that shows a table or a figure; give how many are stale.
+    """Add a card to every cell that shows a table or a figure; return how many cards are stale.
 
-    ``name`` is the notebook's path in the project, ``results`` the folder ``book/results``; links lead there from a page that
-    lies one folder below the top.
+    ``name`` is the notebook's path in the project, ``results`` the folder ``book/results``. Links lead there
+    from a page that lies one folder below the top.
     """
     stale = 0
     for cell in notebook.cells:
@@ -62,8 +64,8 @@ def _executed(notebook: NotebookNode, name: str) -> tuple[bool, str]:
         return True, f"<p>Computed by {source}; when and by which code is not known.</p>"
     old = card["code"] != _notebook_code(notebook)
     return old, (
-        f"<p>Computed when the page was executed, by {source} (which is its source, with its numbers) and the modules that "
-        f"it imports: code {_code(card['code'], old)}.</p>{_machine([card])}"
+        f"<p>Computed when the page was executed, by {source} (its source, with its numbers) and the modules "
+        f"that it imports: code {_code(card['code'], old)}.</p>{_machine([card])}"
         f"<p>The whole page took {card['seconds']:.0f} s, with these parameters:</p>"
         f"<pre>{escape(card['settings']['parameters'])}</pre>"
     )
@@ -112,8 +114,8 @@ def _stored(names: list[str], results: Path) -> tuple[bool, str]:
     table = "".join("<tr>" + "".join(f"<td>{x}</td>" for x in line) + "</tr>" for _, line in lines)
     ledger = _link(results, results.parent / "claims.yml", "claims.yml")
     body = (
-        f"<p>Drawn from these stored files: what was measured stands in one of them or is computed from their rows; what the paper "
-        f"says stands in {ledger}.</p>{_machine(cards)}<table><tr>"
+        f"<p>Drawn from these stored files: what was measured stands in one of them or is computed from "
+        f"their rows; what the paper says stands in {ledger}.</p>{_machine(cards)}<table><tr>"
         + "".join(f"<th>{x}</th>" for x in header)
         + f"</tr>{table}</table>"
     )
@@ -137,7 +139,8 @@ def _details(file: Path, content: dict, results: Path) -> list[str]:
 def _machine(cards: list[dict]) -> str:
     """Device and versions, once for all cards that have the same."""
     texts = dict.fromkeys(
-        f"{c['device']}, {c['threads']} threads, Python {c['python']}, PyTorch {c['torch']}, tvf_core {c['tvf_core']}"
+        f"{c['device']}, {c['threads']} threads, Python {c['python']}, PyTorch {c['torch']}, "
+        f"tvf_core {c['tvf_core']}"
         for c in cards
     )
     return f"<p>{escape('; '.join(texts))}</p>"

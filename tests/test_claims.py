@@ -13,10 +13,11 @@ from scipy import stats
 from tvf_core import commands
 from tvf_core.data import DATASETS
 from tvf_core.evaluation.compare import agreement, per_person
-from tvf_core.evaluation.evaluate import METRICS, read_results
+from tvf_core.evaluation.evaluate import METRICS
+from tvf_core.evaluation.results import file_of, read_results
 from tvf_core.methods import METHODS
 from tvf_core.paths import RESULTS, ROOT
-from tvf_core.reporting import claims, tables
+from tvf_core.reporting import claims, tables, verdicts
 
 LEDGER = tables.ledger()
 ENTRIES = {entry["id"]: entry for entry in LEDGER["claims"]}
@@ -29,9 +30,9 @@ def stored(tmp_path):
         "demo_faces": ["s1_a->s1_b", "s1_b->s1_a", "s2_a->s2_b", "s2_b->s2_a", "s3_a->s3_b", "s3_b->s3_a"]
     }
 
-    def write(data, method, columns, split="test", pairs_told=0, shape=(), integrator="rk4"):
+    def write(data, method, columns, split="test", pairs_told=0, shape=(), integrator="rk4", name=""):
         pairs = names.get(data, ["b1->b2", "b3->b2", "b1->b3", "b2->b3", "b2->b1", "b3->b1"])
-        file = tmp_path / data / (method + ("" if split == "test" else f".{split}"))
+        file = tmp_path / data / ((name or method) + ("" if split == "test" else f".{split}"))
         file.parent.mkdir(exist_ok=True)
         with open(f"{file}.csv", "w", newline="") as stream:
             people = [p.split("->")[1].split("_")[0] for p in pairs]
@@ -43,9 +44,11 @@ def stored(tmp_path):
             json.dumps(
                 {
                     "dataset": data,
+                    "name": name or method,
                     "method": method,
                     "split": split,
                     "n_pairs": pairs_told or 6,
+                    "of_pairs": pairs_told or 6,
                     "summary": summary,
                     "card": {"settings": {"shape": list(shape), "integrator": integrator}},
                 }
@@ -180,13 +183,12 @@ def test_an_order_needs_the_sign_and_a_test_over_persons(stored, tmp_path):
     stored("demo_faces", "vm-2", {"ssim": base + [0.2, 0.2, 0, 0, -0.1, -0.1]})
     found = judge()
     assert (
-        found.verdict == claims.NOT_REPRODUCED
-        and "chance" in found.why
-        and "better than 1 of 2" in found.measured
-        and "VM-2" in found.measured
+        found.verdict == verdicts.INCONCLUSIVE
+        and found.why == "TM-TVF has the better mean, but the test over persons does not exclude chance"
+        and "better than 1 of 2; undecided for VM-2" in found.measured
     )
     entry["check"] |= {"than": ["tm"], "p_below": 1e-9}
-    assert judge().verdict == claims.NOT_REPRODUCED and "larger p" in judge().why
+    assert judge().verdict == verdicts.INCONCLUSIVE and "not below the claim's 1e-09" in judge().why
     entry["check"] |= {"better": "lower", "p_below": 1}
     assert judge().verdict == claims.NOT_REPRODUCED and judge().why == ""
     # A pair with an infinite score must not be left out in favour of the method that lost it.
@@ -195,6 +197,129 @@ def test_an_order_needs_the_sign_and_a_test_over_persons(stored, tmp_path):
     assert judge().verdict == claims.NOT_TESTABLE and "1 pairs have no finite value" in judge().why
     stored("demo_faces", "tm-tvf", {"fsim": base})  # the rows lack a metric
     assert judge().verdict == claims.NOT_TESTABLE and "evaluate again" in judge().why
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+@pytest.mark.parametrize(
+    "leads, verdict",
+    [
+        ([3, 1, 2], "inconclusive"),  # p = 0.074
+        ([3, 2, 2], "reproduced"),  # p = 0.020
+        ([-3, -1, -2], "inconclusive"),
+        ([-3, -2, -2], "not reproduced"),
+        ([3, 1, -1], "inconclusive"),
+        ([0, 0, 0], "not reproduced"),  # equal for every person is not better
+        ([2, 2, 2], "reproduced"),  # no spread: nothing is left to chance
+        ([-2, -2, -2], "not reproduced"),
+    ],
+)
+def test_verdicts_for_and_against_a_claim_are_mirror_images(leads, verdict, better, stored, tmp_path):
+    sign = 1 if better == "higher" else -1
+    stored(
+        "demo_faces", "tm", {"ssim": [50.0] * 6}
+    )  # whole numbers, so that equal leads are equal in all digits
+    stored("demo_faces", "tm-tvf", {"ssim": [50.0 + sign * lead for lead in leads for _ in range(2)]})
+    check = {"metric": "ssim", "first": "tm-tvf", "than": ["tm"], "better": better}
+    [found] = claims.claim({"data": ["demo_faces"], "check": check}, tmp_path)
+    assert found.verdict == verdict
+    if np.ptp(leads):
+        assert (stats.ttest_1samp(leads, 0).pvalue < 0.05) == (verdict != "inconclusive")
+    if verdict == "inconclusive":
+        ahead = "TM-TVF" if sum(leads) > 0 else "TM"
+        assert found.why == f"{ahead} has the better mean, but the test over persons does not exclude chance"
+
+
+def test_one_of_several_comparisons_refutes_a_claim_only_if_chance_is_excluded_for_all_of_them(
+    stored, tmp_path
+):
+    stored("demo_faces", "tm-tvf", {"ssim": [50.0] * 6})
+    for method in ("vm-2", "vm-diff", "cyclemorph"):
+        stored("demo_faces", method, {"ssim": [40.0, 40.0, 41.0, 41.0, 40.0, 40.0]})
+    check = {"metric": "ssim", "first": "tm-tvf", "better": "higher"}
+    judge = lambda *than: claims.claim({"data": ["demo_faces"], "check": check | {"than": than}}, tmp_path)[0]  # noqa: E731
+    stored(
+        "demo_faces", "tm", {"ssim": [53.0, 53.0, 52.0, 52.0, 52.0, 52.0]}
+    )  # ahead, p = 0.020 over persons
+    p = stats.ttest_1samp([3, 2, 2], 0).pvalue
+    assert 0.05 / 4 < p < 0.05 / 2
+    assert judge("tm").verdict == judge("tm", "vm-2").verdict == "not reproduced"
+    found = judge("tm", "vm-2", "vm-diff", "cyclemorph")
+    assert found.verdict == "inconclusive" and "better than 3 of 4; undecided for TM:" in found.measured
+    assert "TM has the better mean" in found.why and f"counts 4 times, {4 * p:.2g}" in found.why
+
+
+def test_one_person_decides_nothing(stored, tmp_path):
+    one = {"difference": 1.0, "subject_difference": 1.0, "subjects": 1, "subject_t_test": np.nan}
+    assert verdicts.side(one, 1, 0.05) == verdicts.side(one, -1, 0.05) == 0
+    both = one | {"left_out": 0, "a": 1, "b": 0, "t_test": 1e-5, "n": 6}
+    _, verdict, why = verdicts.judge_order({"tm": both}, {"tm": "TM", "x": "X"}, "x", 1, 0.05)
+    assert verdict == "inconclusive" and why == "X has the better mean, but one person is too few for a test"
+
+
+def test_a_mean_over_pairs_on_the_other_side_than_the_persons_decides_nothing():
+    split = {"difference": 1.0, "subject_difference": -1.0, "subjects": 5, "subject_t_test": 0.01}
+    assert verdicts.side(split, 1, 0.05) == verdicts.side(split, -1, 0.05) == 0
+
+
+def test_the_bound_that_all_persons_reach_is_kept_and_lost_values_are_no_test(stored, tmp_path):
+    check = {"metric": "folding_percent", "of": "tm-tvf", "over": "mean", "at_most": 0.5}
+    judge = lambda: claims.claim({"data": ["anatomies"], "check": check}, tmp_path)[0]  # noqa: E731
+    for value, verdict in ((0.0, "reproduced"), (0.5, "reproduced"), (0.75, "not reproduced")):
+        stored("anatomies", "tm-tvf", {"folding_percent": [value] * 6})
+        assert judge().verdict == verdict and "the same for all 3 persons" in judge().measured
+    stored("anatomies", "tm-tvf", {"folding_percent": [0, 0, 0, 0, 0, np.nan]})
+    assert judge().verdict == claims.NOT_TESTABLE
+
+
+def test_the_examples_in_the_rules_are_right():
+    text = claims.rules()
+    values = LEDGER["tables"]["table1"]["values"]
+    ours, theirs = (values[m]["ssim"]["mean"] for m in ("tm-tvf", "tm"))
+    gap = round(ours - theirs, 4)
+    assert f"prints {ours:.3f} and {theirs:.3f}. The gap is {gap} and half of it {gap / 2}" in text
+    assert f"the tolerance is {LEDGER['tables']['table1']['metrics']['ssim']['tolerance']}" in text
+    assert f"a p below {LEDGER['rules']['p_persons']}" in text
+    for leads in ([3, 1, 2, 2], [3, 1, 2, -1]):
+        p = stats.ttest_1samp(leads, 0).pvalue
+        one, *rest = map(str, leads)
+        assert f"{one}, {', '.join(rest[:-1])} and {rest[-1]} hundredths" in text
+        assert f"{np.mean(leads):g} hundredths" in text and f"{p:.2g}:" in text
+        found = [
+            verdicts.side(
+                {"subject_difference": s * np.mean(leads), "subjects": 4, "subject_t_test": p}, 1, 0.05
+            )
+            for s in (1, -1)
+        ]
+        assert found == ([1, -1] if leads[-1] > 0 else [0, 0])
+
+
+def test_a_named_result_can_stand_for_its_method(stored, tmp_path, monkeypatch, capsys):
+    stored("demo_faces", "tm", {"ssim": [50.0] * 6})
+    stored("demo_faces", "tm-tvf", {"ssim": [40.0, 41.0] * 3})
+    stored("demo_faces", "tm-tvf", {"ssim": [60.0, 61.0] * 3}, name="wide")
+    entry = ENTRIES["significance-ssim"]
+    assert (
+        claims.claim(entry, tmp_path)[0].verdict == "not reproduced"
+    )  # the names are not looked at unless told
+    found = claims.claim(entry, tmp_path, {"tm-tvf": "wide"})[0]
+    assert found.verdict != "not reproduced" and "TM-TVF (wide) 60.5000, TM 50.0000" in found.measured
+    assert found.files == ("demo_faces/wide.json", "demo_faces/tm.json")
+    assert "no results of TM here under the name thin" in claims.claim(entry, tmp_path, {"tm": "thin"})[0].why
+    assert "is of TM-TVF, not of TM" in claims.claim(entry, tmp_path, {"tm": "wide"})[0].why
+    number = claims.number("table1", "tm-tvf", "ssim", tmp_path, {"tm-tvf": "wide"})[0]
+    assert number.measured.startswith("60.5")
+    table = tables.comparison("table1", read_results(tmp_path, "demo_faces"), "results")
+    own, named = (line for line in table.splitlines() if "TM-TVF<" in line or "TM-TVF (wide)<" in line)
+    assert '<a href="results/demo_faces/wide.json">TM-TVF (wide)</a> | – | – | – | 60.5' in named
+    assert '<a href="results/demo_faces/tm-tvf.json">TM-TVF</a> | 0.910' in own
+    assert "| TM-TVF (wide) | 6 |" in tables.significance("tm", ["wide"], "demo_faces", "ssim", tmp_path)
+    command = f"tvf claims --results {tmp_path} --names tm-tvf wide"
+    monkeypatch.setattr(sys, "argv", command.split())
+    commands.main()
+    assert "TM-TVF (wide) 60.5000" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", f"tvf claims --results {tmp_path} --names wide tm".split())
+    with pytest.raises(SystemExit, match="unknown method 'wide'"):
+        commands.main()
 
 
 def test_another_column_of_the_other_method_can_be_compared(stored, tmp_path):
@@ -214,14 +339,16 @@ def test_another_column_of_the_other_method_can_be_compared(stored, tmp_path):
 @pytest.mark.parametrize(
     "over, limit, verdict",
     [
-        ("mean", 0.05, "reproduced"),
-        ("max", 0.05, "not reproduced"),
-        ("max", 0.1, "reproduced"),
-        ("mean", 0.01, "not reproduced"),
+        ("mean", 0.02, "not reproduced"),  # persons' means are 0.06, 0.08 and 0.07
+        ("mean", 0.06, "inconclusive"),
+        ("mean", 0.08, "inconclusive"),
+        ("mean", 0.12, "reproduced"),
+        ("max", 0.1, "not reproduced"),  # one pair has more
+        ("max", 0.11, "reproduced"),
     ],
 )
 def test_bounds_on_the_mean_and_on_the_largest(over, limit, verdict, stored, tmp_path):
-    stored("anatomies", "tm-tvf", {"folding_percent": [0, 0, 0, 0, 0.1, 0.08]})
+    stored("anatomies", "tm-tvf", {"folding_percent": [0.06, 0.06, 0.05, 0.11, 0.06, 0.08]})
     entry = {
         "data": ["anatomies"],
         "check": {"metric": "folding_percent", "of": "tm-tvf", "over": over, "at_most": limit},
@@ -233,7 +360,7 @@ def test_every_claim_is_judged_on_what_comes_with_the_book():
     found = {name: claims.claim(entry, RESULTS) for name, entry in ENTRIES.items()}
     for findings in found.values():
         for f in findings:
-            assert f.verdict in claims.VERDICTS
+            assert f.verdict in verdicts.VERDICTS
             assert (f.verdict == claims.NOT_TESTABLE) == (f.regime in ("paper data", "–")), f
             assert all((RESULTS / file).is_file() for file in f.files)
 
@@ -268,7 +395,7 @@ def test_page_table_and_ledger_agree(notebook, table, data):
         for key, value in columns.items():
             column = LEDGER["tables"][table]["metrics"][key]
             ours = tables.plus_minus(results[method]["summary"][column["measured"]])
-            link = f'{ours} <a href="../book/results/{data}/{method}.json">[1]</a>'
+            link = f'{ours} <a href="../book/results/{data}/{file_of(results[method])}">[1]</a>'
             row, printed = f"{METHODS[method].title}, {column['title']}", tables.plus_minus(value)
             pattern = rf"^\| {re.escape(row)} \| {re.escape(printed)} \|.*{re.escape(link)}"
             assert re.search(pattern, ledger, re.M)
@@ -333,6 +460,7 @@ def test_the_command_lists_every_claim(monkeypatch, capsys):
     printed = capsys.readouterr().out
     for name, entry in ENTRIES.items():
         assert f"{name}: {entry['says']}" in printed
+    assert "\n    demo_faces   inconclusive " in printed and "has the better mean, but" in printed
     assert (
         "demo_faces   reproduced " in printed
         and "not reproduced " in printed
@@ -388,14 +516,16 @@ def test_agreement_is_the_largest_difference_on_common_pairs(stored, tmp_path):
     }.items():
         with open(other / f"{method}.csv", "w", newline="") as stream:
             csv.writer(stream).writerows([["pair", "ssim"], *rows])
-        (other / f"{method}.json").write_text(json.dumps({"split": "test"}))
-    both = ["tm", "vm-2"]
+        told = {"method": method, "split": "test", "n_pairs": len(rows)}
+        (other / f"{method}.json").write_text(json.dumps(told))
+    both = read_results(tmp_path, "demo_faces")
+    assert list(both) == ["vm-2", "tm"]
     assert agreement(both, "demo_faces", tmp_path, tmp_path / "other") == {"ssim": pytest.approx(0.05)}
     stored("demo_faces", "tm", {"ssim": [np.nan] * 6})
     assert agreement(both, "demo_faces", tmp_path, tmp_path / "other") == {"ssim": np.inf}
-    assert agreement(["tm"], "demo_faces", tmp_path, tmp_path) == {"ssim": 0}
+    assert agreement({"tm": both["tm"]}, "demo_faces", tmp_path, tmp_path) == {"ssim": 0}
     with pytest.raises(ValueError, match="no pair of demo_faces in common"):
-        agreement(["vm-2"], "demo_faces", tmp_path, tmp_path / "other")
+        agreement({"vm-2": both["vm-2"]}, "demo_faces", tmp_path, tmp_path / "other")
 
 
 def test_differences_per_person(stored, tmp_path):

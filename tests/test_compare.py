@@ -151,8 +151,11 @@ def test_what_has_no_p_value_says_so_and_wrong_names_are_one_line(rows, tmp_path
         compare("tm-tvf", "tm", "demo_faces", "dice", folder=tmp_path)
     with pytest.raises(FileNotFoundError, match="tvf evaluate --method lddmm --data demo_faces"):
         compare("tm-tvf", "lddmm", "demo_faces", folder=tmp_path)
-    monkeypatch.setattr(sys, "argv", ["tvf", "compare", "tm-tvf", "nobody", "--data", "demo_faces"])
-    with pytest.raises(SystemExit, match="unknown method 'nobody'"):
+    command = ["tvf", "compare", "tm-tvf", "nobody", "--data", "demo_faces", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(
+        SystemExit, match="no result 'nobody' .*--method METHOD --name nobody --data demo_faces"
+    ):
         commands.main()
 
 

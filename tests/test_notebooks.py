@@ -15,7 +15,8 @@ import yaml
 from data_download import __main__ as data_download
 from tvf_core import checkpoints, commands, integrate
 from tvf_core.data import PairData, load
-from tvf_core.evaluation import evaluate
+from tvf_core.evaluation.evaluate import load_model
+from tvf_core.evaluation.results import read_results
 from tvf_core.fields import identity_grid
 from tvf_core.losses.objectives import LABEL_TERMS
 from tvf_core.methods import METHODS, available
@@ -46,7 +47,7 @@ def test_the_smoke_profile_runs_the_notebook(name, tmp_path, monkeypatch):
         progress_bar=False,
     )
     assert any("injected-parameters" in cell.metadata.tags for cell in done.cells)
-    written = evaluate.read_results(tmp_path / "runs" / "results", profile["data"])
+    written = read_results(tmp_path / "runs" / "results", profile["data"])
     assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(chosen, profile["test_pairs"])
 
 
@@ -109,7 +110,7 @@ def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_pa
         and settings["constants"] == profile["constants"]["tm-tvf-lddmm"]
     )
     written_split = profile.get("split", "test")
-    written = evaluate.read_results(tmp_path / "runs" / "results", name, written_split)
+    written = read_results(tmp_path / "runs" / "results", name, written_split)
     assert {m: s["n_pairs"] for m, s in written.items()} == dict.fromkeys(
         ("identity", "vm-2", "tm-tvf-lddmm", "tm-tvf"), 2
     )
@@ -134,7 +135,7 @@ def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_pa
         if "data" in o
     )
     assert (
-        f"| TM-TVF | {tables.plus_minus(tables.ledger()['tables'][table]['values']['tm-tvf'][metric])} |"
+        f"| TM-TVF (2 pairs) | {tables.plus_minus(tables.ledger()['tables'][table]['values']['tm-tvf'][metric])} |"
         in shown
     )
     last = claims.number(table, "tm-tvf", metric)[-1]
@@ -184,18 +185,14 @@ def test_the_readme_shows_the_stored_results(table, data):
     block = re.search(
         rf"<!-- {table} -->\n(.*?)\n<!-- end {table} -->", (ROOT / "README.md").read_text(), re.S
     )[1]
-    assert block == tables.comparison(
-        table, evaluate.read_results(RESULTS, data), "book/results", beyond=False
-    )
+    assert block == tables.comparison(table, read_results(RESULTS, data), "book/results", beyond=False)
     links = re.findall('href="(.*?)"', block)
-    assert len(links) == len(evaluate.read_results(RESULTS, data)) and all(
-        (ROOT / link).is_file() for link in links
-    )
+    assert len(links) == len(read_results(RESULTS, data)) and all((ROOT / link).is_file() for link in links)
 
 
 @pytest.mark.parametrize("data, metric, margin", [("demo_faces", "ssim", 0.02), ("demo_brains", "dice", 0.1)])
 def test_the_stored_results_clearly_beat_no_registration(data, metric, margin):
-    stored = {m: s["summary"] for m, s in evaluate.read_results(RESULTS, data).items()}
+    stored = {m: s["summary"] for m, s in read_results(RESULTS, data).items()}
     assert list(stored) == available({"ssim": 2, "dice": 3}[metric])
     for method in stored:
         assert (
@@ -206,7 +203,7 @@ def test_the_stored_results_clearly_beat_no_registration(data, metric, margin):
 
 
 def test_what_chapter_2_says_about_real_anatomies_is_what_was_measured():
-    stored = evaluate.read_results(RESULTS, "anatomies")
+    stored = read_results(RESULTS, "anatomies")
     mean = {
         metric: {m: s["summary"][metric]["mean"] for m, s in stored.items()} for metric in ("dice", "ssim")
     }
@@ -229,7 +226,7 @@ def test_what_chapter_2_says_about_real_anatomies_is_what_was_measured():
 
 @pytest.mark.parametrize("data", ["demo_faces", "demo_brains"])
 def test_the_flow_of_the_stored_results_inverts_and_the_released_rule_does_not(data):
-    stored = {m: s["summary"] for m, s in evaluate.read_results(RESULTS, data).items()}
+    stored = {m: s["summary"] for m, s in read_results(RESULTS, data).items()}
     assert stored["tm-tvf-lddmm"]["inverse_error"]["mean"] < 0.02
     # Read between voxels, the inverse map is least exact where it squeezes most: a closing mouth.
     assert (
@@ -241,7 +238,7 @@ def test_the_flow_of_the_stored_results_inverts_and_the_released_rule_does_not(d
 @pytest.mark.parametrize("data", ["demo_faces", "demo_brains"])
 def test_points_return_along_the_flow_of_the_shipped_weights(data):
     pairs = load(data, "test")
-    model = evaluate.load_model("tm-tvf-lddmm", pairs)
+    model = load_model("tm-tvf-lddmm", pairs)
     grid = identity_grid(pairs.shape)
     for k in pairs.spread(4):
         item = pairs.batch([k])

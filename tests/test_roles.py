@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tvf_core.evaluation.evaluate import read_results
+from tvf_core.evaluation.results import read_results
 from tvf_core.paths import RESULTS, ROOT
 from tvf_core.reporting import claims, tables
 

@@ -14,6 +14,8 @@ from conftest import lively
 
 from tvf_core import checkpoints, data, fields, metrics
 from tvf_core.evaluation import evaluate
+from tvf_core.evaluation.kept_rows import kept_rows
+from tvf_core.evaluation.results import read_results, read_rows
 from tvf_core.losses.objectives import standard_terms
 from tvf_core.methods import METHODS, NetworkConfig
 from tvf_core.metrics.feature_similarity import fsim
@@ -294,8 +296,8 @@ def test_splits_do_not_overwrite_each_other_and_the_card_of_the_weights_is_told(
     validation, test = go(split="val"), json.loads((tmp_path / "toy2d" / "tm-tvf.json").read_text())
     assert (validation["split"], test["split"]) == ("val", "test")
     assert validation["training"] == {"seed": 3, "steps": 5, "seconds": 7.0, "code": "abc"}
-    assert evaluate.read_results(tmp_path, "toy2d", "val") == {"tm-tvf": validation}
-    assert list(evaluate.read_rows("tm-tvf", "toy2d", tmp_path, "val")["pair"]) == ["i4->i5", "i5->i4"]
+    assert read_results(tmp_path, "toy2d", "val") == {"tm-tvf": validation}
+    assert list(read_rows("tm-tvf", "toy2d", tmp_path, "val")["pair"]) == ["i4->i5", "i5->i4"]
 
 
 def test_stored_results_are_taken_until_weights_or_settings_change(evaluated, monkeypatch):
@@ -361,7 +363,7 @@ def stop_at(model, pairs, k, device):
     return score(model, pairs, k, device)
 if "kill" in sys.argv:
     evaluate.score = stop_at
-evaluate.evaluate("vm-2", "demo_faces", split="val", limit=6, out=sys.argv[1], progress=False)
+evaluate.evaluate("vm-2", "demo_faces", name="mine", split="val", limit=6, out=sys.argv[1], progress=False)
 """
 
 
@@ -369,10 +371,12 @@ def test_sigkill_in_an_evaluation_loses_nothing(tmp_path):
     run = lambda *args: subprocess.run([sys.executable, "-c", KILLED, *map(str, args)], cwd=ROOT).returncode  # noqa: E731
     assert run(tmp_path / "whole") == 0
     assert run(tmp_path / "cut", "kill") == -signal.SIGKILL
-    kept = tmp_path / "cut" / "demo_faces" / ".vm-2.val.rows.jsonl"
-    assert len(kept.read_text().splitlines()) == 4 and not (kept.parent / "vm-2.val.csv").exists()
+    kept = tmp_path / "cut" / "demo_faces" / ".mine.val.6-pairs.rows.jsonl"
+    assert len(kept.read_text().splitlines()) == 4 and not (kept.parent / "mine.val.6-pairs.csv").exists()
     assert run(tmp_path / "cut") == 0
-    whole, cut = ((tmp_path / name / "demo_faces" / "vm-2.val.csv").read_bytes() for name in ("whole", "cut"))
+    whole, cut = (
+        (tmp_path / name / "demo_faces" / "mine.val.6-pairs.csv").read_bytes() for name in ("whole", "cut")
+    )
     assert whole == cut and whole.count(b"\n") == 7
 
 
@@ -387,8 +391,9 @@ def test_rows_of_other_settings_are_not_continued_and_two_at_once_are_refused(
     )
     assert go()["n_pairs"] == 2
     assert "another run" not in (tmp_path / "toy2d" / "tm-tvf.csv").read_text()
-    with evaluate._kept_rows(kept, {}), pytest.raises(ValueError, match="another process"):
-        go(limit=1)
+    (tmp_path / "toy2d" / "tm-tvf.json").unlink()
+    with kept_rows(kept, {}, []), pytest.raises(ValueError, match="another process"):
+        go()
 
 
 def test_doing_nothing_scores_as_the_untouched_images(toy_data, tmp_path):
@@ -421,12 +426,12 @@ def test_results_are_read_in_the_order_of_the_table(toy_data, evaluated, tmp_pat
     go, _, _ = evaluated
     untouched = evaluate.evaluate("identity", "toy2d", out=tmp_path, progress=False)
     first = go()
-    assert list(evaluate.read_results(tmp_path, "toy2d").items()) == [
+    assert list(read_results(tmp_path, "toy2d").items()) == [
         ("identity", untouched),
         ("tm-tvf", first),
     ]
-    assert evaluate.read_results(tmp_path, "toy3d") == {}
-    rows = evaluate.read_rows("tm-tvf", "toy2d", tmp_path)
+    assert read_results(tmp_path, "toy3d") == {}
+    rows = read_rows("tm-tvf", "toy2d", tmp_path)
     assert list(rows["pair"]) == ["i6->i7", "i7->i6"]
     assert rows["dice"].mean() == pytest.approx(first["summary"]["dice"]["mean"])
 

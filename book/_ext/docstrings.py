@@ -1,8 +1,10 @@
 """Let docstrings be written for people; this Sphinx extension makes them safe for the API page.
 
-- Shapes and absolute values stand plainly, as in ``(B, C, *S)`` and ``|J|``: reStructuredText would take a lone ``*``
-  for the start of emphasis and ``|J|`` for a substitution, so both are escaped. Code spans and doctests stay.
-- ``name : text`` in a list of parameters may hold a whole sentence: all of it is the description, none of it a type.
+- Docstrings write shapes and absolute values plainly, as in ``(B, C, *S)`` and ``|J|``. reStructuredText
+  would take a lone ``*`` for the start of emphasis and ``|J|`` for a substitution, so both are escaped. Code
+  spans and doctests stay as they are.
+- ``name : text`` in a list of parameters may hold a whole sentence. All of it is taken for the description,
+  and none of it for a type.
 """
 
 import re

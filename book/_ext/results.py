@@ -1,12 +1,13 @@
 """Roles that put measured values into prose, and the results files beside the pages.
 
-- ``{result}`demo_faces/tm-tvf ssim``` is the stored mean ± standard deviation, a link to the file that it stands in; with a
-  number behind, ``{result}`demo_faces/tm-tvf ssim 1```, with so many digits, and the mean alone with ``mean`` before it.
-- ``{verdict}`best-ssim demo_faces``` is the verdict of the ledger on a claim, a link to the ledger's page.
+- ``{result}`demo_faces/tm-tvf ssim``` becomes the stored mean ± standard deviation, as a link to its file. A
+  number at the end is the number of digits (``{result}`demo_faces/tm-tvf ssim 1```); ``mean`` before the
+  metric leaves out the deviation.
+- ``{verdict}`best-ssim demo_faces``` becomes the ledger's verdict on a claim, as a link to the ledger's page.
 
-Values come from ``book/results`` when the page is built: a page cannot disagree with them. A wrong name is a warning, which the
-build takes for an error. The files themselves are copied to ``book/results`` (and the cards of the weights to ``book/weights``)
-of the built book, where links and run cards find them.
+Values come from ``book/results`` when the page is built, so that a page cannot disagree with them. A wrong
+name is a warning, which the build takes for an error. The files themselves are copied to ``book/results`` of
+the built book, and the cards of the weights to ``book/weights``, where links and run cards find them.
 """
 
 import json
@@ -20,25 +21,26 @@ LEDGER_PAGE = "notebooks/07_claims"
 
 
 class Result(SphinxRole):
-    """``data/method [mean] metric [digits]``."""
+    """``data/name [mean] metric [digits]``; the name of a result is usually that of its method."""
 
     def run(self):
+        from tvf_core.evaluation.results import find
         from tvf_core.reporting.tables import plus_minus
 
-        name, *words = self.text.split()
-        file = f"book/results/{name}.json"
+        path, *words = self.text.split()
+        data, _, name = path.partition("/")
         digits = int(words.pop()) if words[-1:] and words[-1].isdigit() else 3
         try:
-            value = json.loads((Path(self.env.srcdir) / file).read_text("utf-8"))["summary"][words[-1]]
+            file = find(name, data, Path(self.env.srcdir) / "book" / "results")
+            value = json.loads(file.read_text("utf-8"))["summary"][words[-1]]
             if words[:-1] not in ([], ["mean"]):
                 raise KeyError(words[0])
         except (OSError, KeyError, IndexError):
-            return _wrong(
-                self,
-                f"no stored result {self.text!r}; expected 'data/method [mean] metric [digits]', as in book/results",
-            )
+            form = "data/name [mean] metric [digits]"
+            return _wrong(self, f"no stored result {self.text!r} in book/results; expected '{form}'")
         text = f"{value['mean']:.{digits}f}" if words[0] == "mean" else plus_minus(value, digits)
-        return [nodes.reference(self.rawtext, text, refuri=_up(self.env.docname) + file)], []
+        target = f"{_up(self.env.docname)}book/results/{data}/{file.name}"
+        return [nodes.reference(self.rawtext, text, refuri=target)], []
 
 
 class Verdict(SphinxRole):

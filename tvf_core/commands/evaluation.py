@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from ..data import load
 from ..evaluation import evaluate as evaluation
-from ..methods import METHODS
+from ..evaluation.results import read_result, title
 from .app import app
 
 
@@ -18,26 +18,40 @@ from .app import app
 def evaluate(
     method: str,
     data: str,
+    name: str = "",
     weights: Path | None = None,
     split: str = "test",
     limit: int = 0,
     image_size: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Score a method on a data set: a row per pair (CSV) and a summary (JSON); continues by itself if it was stopped.
+    """Score a method on a data set and write a row per pair (CSV) and a summary (JSON).
+
+    An evaluation that was stopped continues with the same command. The files are called after the result's
+    name, its split and, where only some pairs are evaluated, their number: tm.json, tm.val.json,
+    tm.2-pairs.json.
 
     Args:
         method: one of `tvf methods`.
         data: a data set: a name (python -m data_download list), or the folder of your own.
+        name: name of the result, default the method's. Under names of their own, several trainings of one
+            method can be kept and compared. It may have letters, digits, dashes, dots and underscores.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
         split: train, val or test.
-        limit: evaluate only so many pairs; 0 is all.
+        limit: evaluate only so many pairs, evenly spread over the split; 0 is all.
         image_size: edge of the images, as in training; 0 is the data set's own size.
         out: results folder; default runs/results.
     """
     print_summary(
         evaluation.evaluate(
-            method, data, weights=weights, split=split, limit=limit, image_size=image_size, out=out
+            method,
+            data,
+            name=name,
+            weights=weights,
+            split=split,
+            limit=limit,
+            image_size=image_size,
+            out=out,
         )
     )
 
@@ -51,11 +65,12 @@ def compare(
     split: str = "test",
     results: Path | None = None,
 ) -> None:
-    """Test whether method A scores otherwise than B: paired t-test, Wilcoxon, and a t-test over persons.
+    """Test whether result A differs from result B: paired t-test, Wilcoxon, and a t-test over persons.
 
     Args:
-        a: a method that has been evaluated on the data set.
-        b: the one to compare it with.
+        a: a result on the data set: a method's name, or the name that `tvf evaluate --name` gave. Where there
+            are several of a name, the one on the most pairs is taken; tm.2-pairs is the one on two pairs.
+        b: the result to compare it with, of another method or of the same.
         data: the data set: a name, or the folder of your own.
         metric: a column of their CSV files; default dice, without labels ssim.
         split: on which both were evaluated.
@@ -64,15 +79,19 @@ def compare(
     from ..evaluation.compare import compare as test  # SciPy's statistics are slow to import
 
     found = test(a, b, data, metric, results, split)
+    one, two = (title(read_result(name, data, results, split)) for name in (a, b))
     print(
-        f"{found['data']}, {found['metric']}, {found['n']} pairs: {METHODS[a].title} {found['a']:.4f}, {METHODS[b].title} {found['b']:.4f}"
+        f"{found['data']}, {found['metric']}, {found['n']} pairs: {one} {found['a']:.4f}, {two} {found['b']:.4f}"
     )
     print(
-        f"difference {found['difference']:+.4f} +- {found['std']:.4f} over pairs; above 0 on {100 * found['higher']:.0f} % of them"
-        + f"; {found['left_out']} pairs without a finite value left out" * bool(found["left_out"])
+        f"difference {found['difference']:+.4f} +- {found['std']:.4f} over pairs; "
+        f"above 0 on {100 * found['higher']:.0f} % of them"
+        + f"; {found['left_out']} pairs without a finite value left out"
+        * bool(found["left_out"])
     )
     print(
-        f"paired t-test p = {found['t_test']:.2g}, Wilcoxon p = {found['wilcoxon']:.2g} (pairs share persons: both too small)"
+        f"paired t-test p = {found['t_test']:.2g}, Wilcoxon p = {found['wilcoxon']:.2g} "
+        "(pairs share persons: both too small)"
     )
     if found["subjects"]:
         print(f"t-test over {found['subjects']} persons p = {found['subject_t_test']:.2g}")
@@ -82,7 +101,7 @@ def compare(
 
 @app.command(name="export-l2r")
 def export_l2r(method: str, data: str, out: Path, weights: Path | None = None, split: str = "val") -> None:
-    """Write the submission folder of Learn2Reg's OASIS task of 2021 (half-resolution float16 displacements), and score it.
+    """Write the submission folder of Learn2Reg's OASIS task of 2021 (half-resolution float16), and score it.
 
     Args:
         method: one of `tvf methods`.
@@ -104,7 +123,7 @@ def print_summary(summary: dict) -> None:
     values = [
         f"{m} {summary['summary'][m]['mean']:.4f}" for m in evaluation.METRICS if m in summary["summary"]
     ]
-    print(
-        f"{summary['dataset']} {summary['title']} ({summary['n_pairs']} pair{'s' * (summary['n_pairs'] > 1)}): "
-        + ", ".join(values)
-    )
+    n, total = summary["n_pairs"], summary["of_pairs"]
+    pairs = f"{n} of {total} pairs, evenly spread" if n < total else f"{n} pair{'s' * (n > 1)}"
+    called = f", {summary['name']}" * (summary["name"] != summary["method"])
+    print(f"{summary['dataset']} {summary['title']}{called} ({pairs}): " + ", ".join(values))

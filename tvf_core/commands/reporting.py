@@ -4,25 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..checks import one_of
 from ..data import load
 from ..evaluation.evaluate import load_model
+from ..methods import METHODS
 from ..paths import write_then_rename
 from ..reporting import tables
 from .app import app
 
 
 @app.command(name="claims")
-def list_claims(results: Path | None = None) -> None:
-    """List every claim of the paper that can be measured, with what was measured and the verdict; chapter 7 has its numbers too.
+def list_claims(results: Path | None = None, names: dict[str, str] = {}) -> None:
+    """List every claim of the paper that can be measured, with what was measured and the verdict.
+
+    A claim that one method is better than another is *reproduced* if the mean is on the claim's side and a
+    t-test over persons gives a p below 0.05. It is *not reproduced* if the mean is on the other side with
+    such a p, which is multiplied by the number of comparisons in the claim. Otherwise it is *inconclusive*,
+    on whichever side the mean lies. A bound on a mean is judged by the same test. A bound on the largest
+    value holds or fails without one. What needs data that are not here is *not testable here*.
+    book/claims.yml has the rules in full, with examples; chapter 7 of the book shows them, and the paper's
+    numbers too.
 
     Args:
         results: folder of results; default book/results, for data that is not there runs/results.
+        names: a method and the name of the result that is to stand for it, for as many methods as you like,
+            e.g. `--names tm-tvf wide`; default the results under the methods' own names.
     """
+    for method in names:
+        one_of(method, METHODS, "method")
     from ..reporting import claims  # SciPy's statistics again
 
     for entry in tables.ledger()["claims"]:
         print(f"{entry['id']}: {entry['says']} ({entry['where']})")
-        for finding in claims.claim(entry, results):
+        for finding in claims.claim(entry, results, names):
             print(
                 f"    {finding.data or '-':12s} {finding.verdict:17s} "
                 + "; ".join(t for t in (finding.measured, finding.why) if t not in ("", "–"))

@@ -8,6 +8,7 @@ import sys
 from .. import checkpoints
 from ..data import load
 from ..evaluation import evaluate as evaluation
+from ..evaluation.results import read_results
 from ..methods import METHODS, available
 from ..paths import RESULTS, ROOT, runs
 from ..reporting import tables
@@ -62,7 +63,7 @@ def evaluate_all() -> None:
         if name in DEMO_PROFILES:
             table = f"table{1 + DEMO_PROFILES.index(name)}"
             blocks[table] = tables.comparison(
-                table, evaluation.read_results(RESULTS, profile.data), "book/results", beyond=False
+                table, read_results(RESULTS, profile.data), "book/results", beyond=False
             )
     tables.update_readme(blocks)
     draw("tm-tvf", "demo_faces", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")

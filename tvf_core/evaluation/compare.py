@@ -5,7 +5,7 @@ Both are answered from the rows that :mod:`tvf_core.evaluation.evaluate` wrote.
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,7 @@ from scipy import stats
 
 from ..checks import one_of
 from ..data import name_of
-from ..methods import METHODS
-from ..paths import runs
-from .evaluate import TEXTS, read_results, read_rows, result_name
+from .results import TEXTS, exact_name, read_result, read_results, read_rows
 
 
 def compare(
@@ -27,11 +25,12 @@ def compare(
     split: str = "test",
     metric_b: str = "",
 ) -> dict:
-    """Scores of method ``a`` minus those of ``b`` on the pairs that both have registered, with paired tests.
+    """Scores of result ``a`` minus those of ``b`` on the pairs that both have, with paired tests.
 
     Parameters
     ----------
-    a, b : methods that have been evaluated on ``data``.
+    a, b : names of results on ``data`` (:mod:`tvf_core.evaluation.results`): a method's name for its usual result.
+        Both may be results of one method.
     data : a name, or the path of a folder. Only results are read.
     metric : a column of their rows; default ``dice`` where there is one, else ``ssim``.
     folder : of results; default ``runs/results``.
@@ -49,7 +48,7 @@ def compare(
 
     Raises
     ------
-    FileNotFoundError : a method has no rows there.
+    FileNotFoundError : there is no result of that name; the message says how to make it.
     ValueError : the rows have no such column or no pair in common, or are of different data of the same name.
 
     Notes
@@ -73,6 +72,7 @@ def compare(
         "a": float(first.mean()),
         "b": float(second.mean()),
         "difference": float(difference.mean()),
+        "subject_difference": float(_means(difference, people).mean()) if len(people) else np.nan,
         "std": float(difference.std(ddof=1)) if len(first) > 1 else np.nan,
         "higher": float((difference > 0).mean()),
         "t_test": _p_value(stats.ttest_rel, first, second),
@@ -85,7 +85,7 @@ def compare(
 def per_person(
     a: str, b: str, data: str, metric: str = "", folder: Path | None = None, split: str = "test"
 ) -> np.ndarray:
-    """Mean difference of two methods' scores for each person, as :func:`compare` tests them: (persons,).
+    """Mean difference of two results' scores for each person, as :func:`compare` tests them: (persons,).
 
     It raises what :func:`compare` raises, and a ValueError where the rows do not tell the persons.
     """
@@ -97,27 +97,39 @@ def per_person(
     return _means(first - second, people)
 
 
-def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: str, metric_b: str = ""):
-    """What two methods have in common.
+def against(
+    value: float, name: str, data: str, metric: str, folder: Path | None = None, split: str = "test"
+) -> dict:
+    """Scores of one result beside a fixed value, such as a bound, with a t-test over persons.
 
     Returns
     -------
-    The metric, the scores of both methods and the person of each common pair (no person at all where the
+    ``n`` pairs, without those ``left_out`` for want of a finite score; ``mean`` and ``max`` over these pairs;
+    ``subjects``, ``subject_difference`` (mean over persons minus the value) and the two-sided p value
+    ``subject_t_test``, all as in :func:`compare`, which also has the errors.
+    """
+    _, scores, _, people, left_out = _paired(name, name, data, metric, folder, split)
+    means = _means(scores, people)
+    return {
+        "n": len(scores),
+        "left_out": left_out,
+        "mean": float(scores.mean()),
+        "max": float(scores.max()),
+        "subjects": len(means),
+        "subject_difference": float(means.mean() - value) if len(means) else np.nan,
+        "subject_t_test": _p_value(stats.ttest_rel, means, np.full_like(means, value)),
+    }
+
+
+def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: str, metric_b: str = ""):
+    """What two results have in common.
+
+    Returns
+    -------
+    The metric, the scores of both results and the person of each common pair (no person at all where the
     rows do not tell), and the number of pairs that were left out because a score is not finite.
     """
-    rows = {}
-    for method in (a, b):
-        one_of(method, METHODS, "method")
-    for method in (a, b):
-        try:
-            rows[method] = read_rows(method, data, folder, split)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{method} has no rows for {data} ({error.filename}); "
-                f"make them with: tvf evaluate --method {method} --data {data}"
-                + f" --split {split}"
-                * (split != "test")
-            ) from None
+    rows = {name: read_rows(name, data, folder, split) for name in (a, b)}
     _same_data(a, b, data, folder, split)
     columns = [c for c in rows[a] if c in rows[b] and c not in (*TEXTS, "seconds")]
     metric = (
@@ -142,13 +154,13 @@ def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: 
 
 def _same_data(a: str, b: str, data: str, folder: Path | None, split: str) -> None:
     """ValueError where the summaries beside the rows tell of different data."""
-    place = (Path(folder) if folder else runs() / "results") / name_of(data)
-    files = [place / result_name(method, split, "json") for method in (a, b)]
-    cards = [json.loads(file.read_text())["card"]["settings"] for file in files if file.is_file()]
-    if len({card["origin"] for card in cards if "origin" in card}) > 1:
+    origins = set()
+    for name in (a, b):
+        with contextlib.suppress(FileNotFoundError):  # rows without their summary
+            origins.add(read_result(name, data, folder, split)["card"]["settings"].get("origin"))
+    if len(origins - {None}) > 1:
         raise ValueError(
-            f"{a} and {b} were evaluated on different data of the name {name_of(data)!r} "
-            f"(origin in {files[0]} and {files[1].name}); evaluate both on the same"
+            f"{a} and {b} were evaluated on different data of the name {data!r}; evaluate both on the same"
         )
 
 
@@ -158,22 +170,28 @@ def _means(values: np.ndarray, people: np.ndarray) -> np.ndarray:
 
 
 def agreement(
-    methods: list[str], data: str, folder: Path, other: Path, split: str = "test"
+    summaries: dict[str, dict], data: str, folder: Path, other: Path, split: str = "test"
 ) -> dict[str, float]:
-    """Largest difference between two folders' rows of some methods, over the pairs that both have.
+    """Largest difference between results and those of the same names in another folder.
+
+    Parameters
+    ----------
+    summaries : name -> summary, as ``evaluate`` gave it; its rows lie in ``folder``.
+    other : folder of the results that they are compared with, where these have a result of that name.
 
     Returns
     -------
-    Metric -> difference, without the columns of single labels. Where one folder has a number and the other
-    has none, the difference is infinite.
+    Metric -> difference, over the pairs that both have and without the columns of single labels. Where one
+    folder has a number and the other has none, the difference is infinite.
 
     Raises
     ------
     ValueError : the folders have no pair in common.
     """
     worst = {}
-    for method in [m for m in methods if m in read_results(other, data, split)]:
-        ours, theirs = (read_rows(method, data, where, split) for where in (folder, other))
+    for name in [n for n in summaries if n in read_results(other, data, split)]:
+        ours = read_rows(exact_name(summaries[name]), data, folder, split)
+        theirs = read_rows(name, data, other, split)
         _, here, there = np.intersect1d(ours["pair"], theirs["pair"], return_indices=True)
         shared = [m for m in ours if m in theirs and m not in TEXTS and "/" not in m]
         for metric in shared if len(here) else ():

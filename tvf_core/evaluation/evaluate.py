@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
 import json
-import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .. import checkpoints, fields, metrics
 from ..card import code_hash, peak_mb, reset_peak, run_card
 from ..checks import one_of
-from ..data import DATASETS, PairData, load, name_of
+from ..data import DATASETS, PairData, load
 from ..methods import METHODS, NetworkConfig
 from ..model import Model
-from ..paths import runs, sha256, write_json, write_then_rename
+from ..paths import runs, sha256
+from .kept_rows import kept_rows
+from .results import TEXTS, check_name, file_of, write_result
 
 CODE = code_hash(f"import {__name__}")
 
@@ -40,17 +39,21 @@ METRICS = {
     "inverse_error": "mean |phi^-1(phi(x)) - x|, voxels; its 99.9th percentile is inverse_error_p999",
     "negation_error": "the same where Id - u is taken for phi^-1, as the paper does for displacements",
 }
-TEXTS = ("pair", "person")  # columns of the rows that are not numbers; the person is that of the fixed image
+# Values of a row that differ from run to run: they stand in the summary only.
+APART = ("seconds", "measuring", "peak_mb")
 PER_PAIR = 14  # pairs that are enough for a method that takes seconds for each
 
 
 def enough(method: str, limit: int = 0) -> int:
-    """How many pairs the book scores a method on: ``limit`` (0 is all), but at most ``PER_PAIR`` where each is optimised anew."""
+    """How many pairs the book scores a method on: ``limit`` (0 is all).
+
+    A method that optimises every pair anew is scored on at most ``PER_PAIR``.
+    """
     return min(limit or PER_PAIR, PER_PAIR) if METHODS[method].per_pair else limit
 
 
 def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) -> dict[str, float]:
-    """Register pair ``k`` and compute metrics (names of ``METRICS``); ``dice`` and ``hd95`` come with one entry per label."""
+    """Register pair ``k`` and compute metrics (names of ``METRICS``); ``dice``, ``hd95`` also per label."""
     pair = {name: value[None].to(device) for name, value in data[k].items()}
     start = time.perf_counter()
     result = model.register(pair["moving"], pair["fixed"])
@@ -103,6 +106,7 @@ def evaluate(
     method: str,
     data: str,
     *,
+    name: str = "",
     weights: Path | None = None,
     split: str = "test",
     limit: int = 0,
@@ -110,129 +114,133 @@ def evaluate(
     out: Path | None = None,
     progress: bool = True,
 ) -> dict:
-    """Score a method on a split and write ``<out>/<data>/<method>.csv`` (rows, nine digits) and ``.json`` (summary).
+    """Score a method on a split; write rows (``<out>/<data>/<name>.csv``) and a summary (``.json``).
 
-    A split other than ``test`` stands in the names, as in ``tm.val.json``. Every row is kept as soon as it is there: an
-    evaluation that was stopped, however, continues with the next pair, and ends with the same files as one that was not
-    (times and memory apart, which stand in the summary only).
+    The file names tell a split other than ``test`` and a part of the pairs, as in ``tm.val.json`` and
+    ``tm.2-pairs.json`` (:mod:`tvf_core.evaluation.results`), so that neither overwrites the result on all
+    test pairs. Every row is kept as soon as it is there. An evaluation that was stopped, however that
+    happened, continues with the next pair and ends with the same files as one that was not stopped. (Times
+    and memory stand in the summary only.)
 
     Parameters
     ----------
     method, data : names; ``data`` may be the path of a folder (:mod:`tvf_core.data.prepared`).
+    name : of the result, default the method's; with names, several trainings of one method can be compared.
     weights : default the shipped ones for this method and data set.
-    limit : evaluate only this many pairs, evenly spread; 0 is all.
+    limit : evaluate only this many pairs, evenly spread over the split; 0 is all.
     image_size : edge of the images where the data set has several; 0 is its own.
     out : default ``runs/results``. A summary there is returned as it is if it was made by the same
         code, weights and settings.
 
     Returns
     -------
-    The summary: mean and standard deviation over pairs (ddof 0) of every metric (``METRICS``), the numbers of the labels, a
-    hash of the list of pairs, the median time per pair of registering and of measuring, the run card, and of shipped weights
-    what their own card says of the training.
+    The summary: ``name``, ``method``, ``split``, the number of pairs ``n_pairs`` and of how many
+    (``of_pairs``), mean and standard deviation over pairs (ddof 0) of every metric (``METRICS``), the numbers
+    of the labels, a hash of the list of pairs, the median time per pair of registering and of measuring, the
+    run card, and of shipped weights what their own card says of the training.
 
     Raises
     ------
-    ValueError : another process is evaluating this method on this data set into the same folder, or ``data`` is
-        a folder and results on other data of the same name lie there.
+    ValueError : the name cannot be one, or belongs to a result of another method; another process is
+        evaluating under this name; or ``data`` is a folder, and results on other data of the same name lie
+        there.
     """
     entry = METHODS[one_of(method, METHODS, "method")]
     if weights is not None and not entry.build:
         raise ValueError(f"{method} has no network: it takes no weights")
     pairs = load(data, split, image_size or None, progress)
     folder = (Path(out) if out else runs() / "results") / pairs.name
+    name = check_name(name or method, method, folder)
     if str(data) not in DATASETS:
         _refuse_other_data(folder, pairs)
     model = load_model(method, pairs, weights)
     weights = Path(weights) if weights else checkpoints.shipped(method, pairs.name)
     chosen = pairs.spread(limit)
-    settings = {
+    settings = _settings(model, pairs, chosen, weights)
+    about = {
+        "dataset": pairs.name,
+        "name": name,
         "method": method,
-        "data": pairs.name,
+        "title": model.title,
         "split": split,
+        "n_pairs": len(chosen),
+        "of_pairs": len(pairs),
+        "labels": list(pairs.label_names),
+    } | _training(weights, entry)
+    if (file := folder / file_of(about)).exists():
+        known = json.loads(file.read_text())
+        if known["card"]["settings"] == settings and known["card"]["code"] == CODE:
+            return known
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kept = folder / f".{file.stem}.rows.jsonl"
+    names = [pairs.pair_name(k) for k in chosen]
+    with kept_rows(kept, {"settings": settings, "code": CODE}, names) as (rows, keep):
+        _measure(model, pairs, chosen, rows, keep, device, progress)
+        summary = _summary(rows, about, settings, device)
+        write_result(summary, [{key: row[key] for key in row if key not in APART} for row in rows], folder)
+    return summary
+
+
+def _settings(model: Model, pairs: PairData, chosen: list[int], weights: Path) -> dict:
+    """Everything that decides the numbers: a stored result with the same settings is as good as a new one."""
+    entry = METHODS[model.config.method]
+    return {
+        "method": model.config.method,
+        "data": pairs.name,
+        "split": pairs.split,
         "shape": list(pairs.shape),
-        "limit": limit,
+        "limit": len(chosen) if len(chosen) < len(pairs) else 0,
         "origin": pairs.fingerprint(),
         "pairs": _hash("\n".join(f"{pairs.pair_name(k)} {pairs.person(k)}" for k in chosen)),
         "labels": list(pairs.label_names),
         "weights": sha256(weights)[:16] if entry.build else None,
         "integrator": model.config.integrator if entry.has_velocity and entry.build else None,
     }
-    summary_file, rows_file = (folder / result_name(method, split, kind) for kind in ("json", "csv"))
-    if summary_file.exists():
-        known = json.loads(summary_file.read_text())
-        if known["card"]["settings"] == settings and known["card"]["code"] == CODE:
-            return known
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+def _measure(
+    model: Model,
+    pairs: PairData,
+    chosen: list[int],
+    rows: list[dict],
+    keep: Callable,
+    device: str,
+    progress: bool,
+) -> None:
+    """Score the chosen pairs that have no row yet, and keep each row."""
     if model.network is not None:
         model.network.to(device)
-    bar = tqdm(chosen, desc=f"{entry.title} on {pairs.name}", disable=not progress, mininterval=1.0)
-    with _kept_rows(
-        folder / f".{result_name(method, split, 'rows')}.jsonl", {"settings": settings, "code": CODE}
-    ) as (rows, keep):
-        reset_peak(device)
-        bar.update(len(rows))
+    reset_peak(device)
+    title = f"{METHODS[model.config.method].title} on {pairs.name}"
+    with tqdm(chosen, desc=title, initial=len(rows), disable=not progress, mininterval=1.0) as bar:
         for k in chosen[len(rows) :]:
             start = time.perf_counter()
-            # Nine digits: sums over a volume differ in the last ones from run to run, with the order of their parts.
-            row = {"pair": pairs.pair_name(k), "person": pairs.person(k)} | {
-                m: float(f"{v:.9g}") for m, v in score(model, pairs, k, device).items()
-            }
-            keep(
-                row | {"measuring": time.perf_counter() - start - row["seconds"], "peak_mb": peak_mb(device)}
-            )
+            # Nine digits: sums over a volume differ in the last ones from run to run, as their order does.
+            scores = {m: float(f"{v:.9g}") for m, v in score(model, pairs, k, device).items()}
+            measuring = time.perf_counter() - start - scores["seconds"]
+            row = {"pair": pairs.pair_name(k), "person": pairs.person(k), **scores}
+            keep(row | {"measuring": measuring, "peak_mb": peak_mb(device)})
             bar.update()
-        bar.close()
-        summary = _finish(
-            rows,
-            summary_file,
-            rows_file,
-            {
-                "dataset": pairs.name,
-                "method": method,
-                "title": model.title,
-                "split": split,
-                "n_pairs": len(rows),
-                "labels": list(pairs.label_names),
-            }
-            | _training(weights, entry),
-            settings,
-            device,
-        )
-    return summary
 
 
-def _finish(
-    rows: list[dict], summary_file: Path, rows_file: Path, about: dict, settings: dict, device: str
-) -> dict:
-    """Write the rows and their summary; give the summary."""
-    apart = {name: [row.pop(name) for row in rows] for name in ("seconds", "measuring", "peak_mb")}
-    numbers = [key for key in rows[0] if key not in TEXTS]
-    summary = {
+def _summary(rows: list[dict], about: dict, settings: dict, device: str) -> dict:
+    """Means and deviations of the rows, with what the result is of and its run card."""
+    apart = {key: [row[key] for row in rows] for key in APART}
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in (*TEXTS, *APART)}
+    return {
         **about,
         "summary": {
-            m: {
-                "mean": float(np.nanmean([r[m] for r in rows])),
-                "std": float(np.nanstd([r[m] for r in rows])),
-            }
-            for m in numbers
+            m: {"mean": float(np.nanmean(v)), "std": float(np.nanstd(v))} for m, v in columns.items()
         },
         "seconds_per_pair": round(float(np.median(apart["seconds"])), 4),
         "measuring_seconds_per_pair": round(float(np.median(apart["measuring"])), 4),
         "card": run_card(settings, sum(apart["seconds"] + apart["measuring"]), device, CODE)
         | {"peak_mb": round(max(apart["peak_mb"]))},
     }
-    with write_then_rename(rows_file) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    write_json(summary_file, summary)
-    return summary
 
 
 def _training(weights: Path, entry) -> dict:
-    """What the card beside a weights file says of the training, under ``training``; nothing where there is no card."""
+    """What the card beside a weights file says of the training, under ``training``; empty without a card."""
     card = weights.with_suffix(".json")
     if not entry.build or not card.is_file():
         return {}
@@ -247,78 +255,17 @@ def _training(weights: Path, entry) -> dict:
     }
 
 
-@contextlib.contextmanager
-def _kept_rows(file: Path, about: dict):
-    """Rows of an evaluation that was stopped, if it is the one that ``about`` tells of, and a function that keeps one more.
-
-    The file is a line for ``about``, then a line per row, each written at once; it is gone when all is done. A last line
-    that was cut off in the middle is dropped.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file.with_suffix(".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(
-            f"{file.parent}: another process is evaluating this method here; wait for it or choose another folder"
-        ) from None
-    try:
-        lines = (
-            file.read_text().split("\n")[:-1] if file.is_file() else []
-        )  # what has no line end was not finished
-        rows = [json.loads(line) for line in lines[1:]] if lines and lines[0] == json.dumps(about) else []
-        with write_then_rename(file) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in (about, *rows)))
-        with open(file, "a") as stream:
-
-            def keep(row: dict) -> None:
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-                rows.append(row)
-
-            yield rows, keep
-        file.unlink()
-    finally:
-        lock.release()
-
-
 def _refuse_other_data(folder: Path, pairs: PairData) -> None:
-    """ValueError where a folder of results holds some on other data of the same name: comparisons would mix them."""
+    """ValueError where a folder holds results on other data of the same name, which would be mixed up."""
     for file in sorted(folder.glob("*.json")):
         settings = json.loads(file.read_text()).get("card", {}).get("settings", {})
         if settings.get("origin", pairs.fingerprint()) != pairs.fingerprint():
             raise ValueError(
-                f"{file} is of another data set, or of another state of this one, with the same name {pairs.name!r}: "
-                'choose another out folder, delete these results, or give the data another "name" in dataset.json'
+                f"{file} is of another data set, or of another state of this one, with the same name "
+                f"{pairs.name!r}: choose another out folder, delete these results, or give the data another "
+                '"name" in dataset.json'
             )
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def result_name(method: str, split: str, kind: str) -> str:
-    """Name of a results file: ``tm.json``, or ``tm.val.json`` for a split other than ``test``."""
-    return f"{method}.{kind}" if split == "test" else f"{method}.{split}.{kind}"
-
-
-def read_rows(
-    method: str, data: str, folder: Path | None = None, split: str = "test"
-) -> dict[str, np.ndarray]:
-    """Columns of a rows file that :func:`evaluate` wrote; those of ``TEXTS`` are text, the rest are numbers."""
-    path = (
-        (Path(folder) if folder else runs() / "results") / name_of(data) / result_name(method, split, "csv")
-    )
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {key: np.array([row[key] if key in TEXTS else float(row[key]) for row in rows]) for key in rows[0]}
-
-
-def read_results(folder: Path, data: str, split: str = "test") -> dict[str, dict]:
-    """Summaries of a data set that lie in a results folder, method -> summary, in the order of the table."""
-    files = {m: Path(folder) / name_of(data) / result_name(m, split, "json") for m in METHODS}
-    found = {m: json.loads(path.read_text()) for m, path in files.items() if path.is_file()}
-    return {
-        m: summary for m, summary in found.items() if summary["split"] == split
-    }  # other splits once had the same names

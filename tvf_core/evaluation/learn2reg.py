@@ -1,4 +1,4 @@
-"""The submission folder of Learn2Reg's OASIS task as of 2021, to which the paper's Table 2 belongs: written and read.
+"""Write and read the submission folder of Learn2Reg's OASIS task of 2021, which the paper's Table 2 is about.
 
 | | |
 |---|---|
@@ -6,8 +6,9 @@
 | shape | (3, X/2, Y/2, Z/2), the component first, axes as in the images (160 x 192 x 224) |
 | type and unit | float16; voxels of the **full** grid, though sampled at half resolution |
 
-Both ways resample by quadratic splines whose ends lie on the ends of the grid, as the task's programs do. That smooths a
-field a little: scores of what was written differ slightly from those of the field itself, and the paper's are of the former.
+Writing and reading resample by quadratic splines whose ends lie on the ends of the grid, as the task's
+programs do. That smooths a field a little, so that the scores of the written field differ slightly from those
+of the field itself. The paper's scores are those of the written fields.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ CODE = code_hash(f"import {__name__}")
 
 
 def halve(displacement: torch.Tensor) -> np.ndarray:
-    """A displacement ``(1, 3, *S)`` in voxels as the task stores it: ``(3, *S/2)`` float16, still in voxels of S."""
+    """A displacement ``(1, 3, *S)`` as the task stores it: ``(3, *S/2)`` float16, both in voxels of S."""
     if check_field(displacement) != 3 or displacement.shape[0] != 1:
         raise ValueError(f"Learn2Reg's format holds one 3D field, got {tuple(displacement.shape)}")
     if any(s % 2 for s in displacement.shape[2:]):
@@ -50,8 +51,9 @@ def double(stored: np.ndarray) -> torch.Tensor:
 
 
 def _zoom(component: np.ndarray, factor: float) -> np.ndarray:
-    # SciPy's default takes an end that rounding puts 1e-16 beyond the grid for outside, and fills a plane with zeros: not at
-    # OASIS's sizes, but at 28, 30 or 56. With "mirror" all else is the same, bit for bit.
+    # Where rounding puts the last plane 1e-16 beyond the grid, SciPy's default mode takes it for outside and
+    # fills it with zeros. That happens at sizes of 28, 30 or 56, not at those of OASIS. With the mode
+    # "mirror" it does not, and everything else is the same, bit for bit.
     return ndimage.zoom(component, factor, order=2, mode="mirror")
 
 
@@ -67,7 +69,10 @@ def file_name(pair: str) -> str:
 
 
 def read(file: Path, shape) -> torch.Tensor:
-    """A submitted displacement on the full grid, ``(1, 3, *shape)`` voxels; ValueError if it is not in the task's format."""
+    """A submitted displacement on the full grid, ``(1, 3, *shape)`` in voxels.
+
+    ValueError if the file is not in the task's format.
+    """
     try:
         with np.load(file, allow_pickle=False) as content:
             stored = content["arr_0"]
@@ -92,9 +97,10 @@ def export(
 
     Parameters
     ----------
-    method, data, weights : as in :func:`tvf_core.evaluation.evaluate.evaluate`; 3D data whose images' names end in numbers.
-    out : folder. ``submission.json`` in it tells what it is from. If it was begun with the same method, weights, data and
-        code, what is missing is added; with others it is an error.
+    method, data, weights : as in :func:`tvf_core.evaluation.evaluate.evaluate`. The data are 3D, and the
+        names of their images end in numbers.
+    out : folder. ``submission.json`` in it tells what the submission was made from. If the folder was begun
+        with the same method, weights, data and code, the missing files are added; with others it is an error.
 
     Returns
     -------
@@ -103,7 +109,8 @@ def export(
     pairs = load(data, split, None, progress)
     if pairs.dim != 3 or any(s % 2 for s in pairs.shape):
         raise ValueError(
-            f"{data}: Learn2Reg's format is for volumes of even sizes, these are {' x '.join(map(str, pairs.shape))}"
+            f"{data}: Learn2Reg's format is for volumes of even sizes, "
+            f"these are {' x '.join(map(str, pairs.shape))}"
         )
     names = [file_name(pairs.pair_name(k)) for k in range(len(pairs))]
     if len(set(names)) < len(names):
@@ -138,9 +145,10 @@ def export(
 
 
 def scores(folder: Path, data: str, split: str = "val", progress: bool = True) -> dict[str, float]:
-    """Mean over pairs of Dice, HD95 and SDlogJ of a submission folder ``<folder>/task_03``, as the challenge computes them.
+    """Mean over pairs of Dice, HD95 and SDlogJ of ``<folder>/task_03``, computed as the challenge does.
 
-    FileNotFoundError names a pair that is missing; ValueError a file in another format, or data without labels.
+    FileNotFoundError names a pair whose file is missing. ValueError: a file is in another format, or the data
+    have no labels.
     """
     pairs = load(data, split, None, progress)
     if not pairs.classes:

@@ -1,6 +1,8 @@
-"""The ledger of the paper's numbers and claims (``book/claims.yml``), judged by results files: reproduced or not, and on which data.
+"""The ledger of the paper's numbers and claims (``book/claims.yml``), each with a verdict per data set.
 
-Paper values and rules stand in the ledger; what was measured and the verdict are taken from the files every time.
+The paper's values and the rules stand in the ledger. What was measured and the verdict are taken from results
+files every time. A method is judged by the result under its own name, or by the one that ``names`` (method ->
+name) gives for it.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.compare import compare
-from ..evaluation.evaluate import read_results, read_rows, result_name
+from ..evaluation.compare import against, compare
+from ..evaluation.results import file_of, read_results, title
 from ..methods import METHODS
 from ..paths import RESULTS
-from .tables import anchor, ledger, markdown, p_value, plus_minus, results_folder
+from .tables import anchor, ledger, markdown, plus_minus, results_folder
+from .verdicts import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, judge_bound, judge_order
 
-REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = VERDICTS = ("reproduced", "not reproduced", "not testable here")
+NO_NAMES: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,11 @@ class Finding:
 
     Attributes
     ----------
-    data, regime : the data set, and whether it stands in for the paper's (``demo``, ``anatomies``) or is it (``paper data``).
+    data : the data set.
+    regime : ``paper data`` where that is the paper's data set; ``demo`` or ``anatomies`` where it stands in
+        for it.
     measured : our value or values, as text.
-    verdict : one of ``VERDICTS``.
+    verdict : one of ``tvf_core.reporting.verdicts.VERDICTS``.
     why : the reason of a verdict that the values do not show by themselves.
     files : results files that it comes from, relative to the results folder.
     """
@@ -44,114 +49,133 @@ def split_of(data: str) -> str:
     return next((t["split"] for t in ledger()["tables"].values() if t.get("paper_data") == data), "test")
 
 
-def number(table: str, method: str, metric: str, folder: Path | None = None) -> list[Finding]:
-    """Our values beside a number of one of the ledger's tables: a finding per data set that was measured, the paper's own last.
+def number(
+    table: str, method: str, metric: str, folder: Path | None = None, names: dict[str, str] = NO_NAMES
+) -> list[Finding]:
+    """Our values beside a number of one of the ledger's tables, a finding per data set that was measured.
 
-    The verdict is that on the paper's data; other data cannot test a number, only stand beside it. ``folder`` of results:
-    default where :func:`tvf_core.reporting.tables.results_folder` finds each data set's.
+    The finding on the paper's own data comes last, and only it can have a verdict: other data cannot test a
+    number, only stand beside it.
+
+    Parameters
+    ----------
+    table, method, metric : as the ledger calls them.
+    folder : of results; default where :func:`tvf_core.reporting.tables.results_folder` finds each data set's.
+    names : method -> name of the result that is to stand for it, default the method's own.
     """
     regimes, content = ledger()["regimes"], ledger()["tables"][table]
     column = content["metrics"][metric]
     measured, findings = column["measured"], []
     for data in content.get("here", []):
-        result = read_results(folder or results_folder(data), data).get(method)
+        result = read_results(folder or results_folder(data), data).get(names.get(method, method))
         if result and measured in result["summary"]:
-            findings.append(
-                Finding(
-                    data,
-                    regimes[data],
-                    plus_minus(result["summary"][measured]),
-                    NOT_TESTABLE,
-                    "other data than the paper's",
-                    _files(data, method),
-                )
-            )
+            ours, why = plus_minus(result["summary"][measured]), "other data than the paper's"
+            findings.append(Finding(data, regimes[data], ours, NOT_TESTABLE, why, _files(result)))
     if "untestable" in content:
         return [*findings, Finding("", "paper data", "–", NOT_TESTABLE, content["untestable"])]
     data = content["paper_data"]
-    why, result = _incomplete(data, method, folder or results_folder(data, content["split"]))
+    why, result = _incomplete(data, method, folder or results_folder(data, content["split"]), names)
     if method in content.get("differs", {}):
         why = f"the paper's row is another method ({content['differs'][method]})"
     if result is None or measured not in result["summary"]:
-        return [
-            *findings,
-            Finding(
-                data, "paper data", "–", NOT_TESTABLE, why or f"results without {measured}; evaluate again"
-            ),
-        ]
+        why = why or f"results without {measured}; evaluate again"
+        return [*findings, Finding(data, "paper data", "–", NOT_TESTABLE, why)]
     ours, printed = result["summary"][measured], content["values"][method][metric]
-    why = (
-        why
-        or column.get("untestable", "")
-        or ("" if math.isfinite(ours["mean"]) else "not finite: a warp lost a label")
-    )
+    why = why or column.get("untestable", "")
+    if not why and not math.isfinite(ours["mean"]):
+        why = "not finite: a warp lost a label"
     if why:
         verdict = NOT_TESTABLE
     else:
         verdict = REPRODUCED if abs(ours["mean"] - printed["mean"]) <= column["tolerance"] else NOT_REPRODUCED
-    return [
-        *findings,
-        Finding(
-            data,
-            "paper data",
-            plus_minus(ours),
-            verdict,
-            why or column.get("remark", ""),
-            _files(data, method),
-        ),
-    ]
+    why = why or column.get("remark", "")
+    return [*findings, Finding(data, "paper data", plus_minus(ours), verdict, why, _files(result))]
 
 
-def _incomplete(data: str, method: str, folder: Path) -> tuple[str, dict | None]:
-    """Why a method's results on a data set cannot test the paper, or nothing; and its summary, if there is one."""
-    result, title = read_results(folder, data, split_of(data)).get(method), METHODS[method].title
+def _incomplete(data: str, method: str, folder: Path, names: dict[str, str]) -> tuple[str, dict | None]:
+    """Why a method's result on a data set cannot test the paper, or nothing; and its summary, if any."""
+    name = names.get(method, method)
+    result, called = read_results(folder, data, split_of(data)).get(name), METHODS[method].title
     if result is None:
-        return f"no results of {title} here", None
+        return f"no results of {called} here" + f" under the name {name}" * (name != method), None
+    called = title(result)
+    if result["method"] != method:
+        return (
+            f"the result {name} is of {METHODS[result['method']].title}, not of {METHODS[method].title}",
+            result,
+        )
     table = next((t for t in ledger()["tables"].values() if t.get("paper_data") == data), None)
     shape = result["card"]["settings"]["shape"]
     if table and result["n_pairs"] != table["pairs"]:
-        return f"{title}: {result['n_pairs']} of the paper's {table['pairs']} pairs", result
+        return f"{called}: {result['n_pairs']} of the paper's {table['pairs']} pairs", result
     if table and shape != table["shape"]:
-        return (
-            f"{title}: images of {' x '.join(map(str, shape))} instead of {' x '.join(map(str, table['shape']))}",
-            result,
-        )
+        sizes = (" x ".join(map(str, s)) for s in (shape, table["shape"]))
+        return f"{called}: images of {' instead of '.join(sizes)}", result
     if result["card"]["settings"].get("integrator") == "released" != METHODS[method].integrator:
-        return f"{title}: measured by the rules of the released code", result
+        return f"{called}: measured by the rules of the released code", result
     return "", result
 
 
-def claim(entry: dict, folder: Path | None = None) -> list[Finding]:
-    """What each data set of a claim (an entry of ``claims`` in the ledger) says of it; ``folder`` as in :func:`number`."""
+def claim(entry: dict, folder: Path | None = None, names: dict[str, str] = NO_NAMES) -> list[Finding]:
+    """What each data set of a claim (an entry of ``claims`` in the ledger) says of it.
+
+    ``folder`` and ``names`` are those of :func:`number`.
+    """
     check = entry["check"]
     if "untestable" in check:
         return [Finding("", "–", "–", NOT_TESTABLE, check["untestable"])]
     findings = []
     for data in entry["data"]:
-        where = folder or results_folder(data, split_of(data))
+        where, regime = folder or results_folder(data, split_of(data)), ledger()["regimes"][data]
         methods = [check["first"], *check["than"]] if "first" in check else [check["of"]]
-        why = next(filter(None, (_incomplete(data, m, where)[0] for m in methods)), "")
-        if why:
-            findings.append(Finding(data, ledger()["regimes"][data], "–", NOT_TESTABLE, why))
+        known = {m: _incomplete(data, m, where, names) for m in methods}
+        if why := next((why for why, _ in known.values() if why), ""):
+            findings.append(Finding(data, regime, "–", NOT_TESTABLE, why))
             continue
+        results = {m: result for m, (_, result) in known.items()}
         try:
-            found = (_order if "first" in check else _bound)(check, data, where)
-        except (ValueError, KeyError, OSError):
-            found = (
-                "–",
-                NOT_TESTABLE,
-                "rows without this metric, with no finite value or no pair in common; evaluate again",
-            )
-        findings.append(Finding(data, ledger()["regimes"][data], *found, _files(data, *methods)))
+            found = (_order if "first" in check else _bound)(check, data, where, results)
+        except (ValueError, OSError):
+            why = "rows without this metric, with no finite value or no pair in common; evaluate again"
+            found = ("–", NOT_TESTABLE, why)
+        findings.append(Finding(data, regime, *found, _files(*results.values())))
     return findings
 
 
-def claims_table(folder: Path | None = None, link: str = "") -> str:
-    """Every claim with what each data set says of it, in Markdown; ``link`` is the relative path of the results folder, if any."""
+def _order(check: dict, data: str, folder: Path, results: dict[str, dict]) -> tuple[str, str, str]:
+    """Measured, verdict and reason of a claim that a first method scores better than each of others."""
+    split, first = split_of(data), check["first"]
+    tests = {}
+    for m in check["than"]:
+        names = (results[first]["name"], results[m]["name"])
+        tests[m] = compare(*names, data, check["metric"], folder, split, check.get("their_metric", ""))
+    titles = {m: title(result) for m, result in results.items()}
+    sign, limit = {"higher": 1, "lower": -1}[check["better"]], ledger()["rules"]["p_persons"]
+    return judge_order(tests, titles, first, sign, limit, check.get("p_below", math.inf))
+
+
+def _bound(check: dict, data: str, folder: Path, results: dict[str, dict]) -> tuple[str, str, str]:
+    """Measured, verdict and reason of a claim that a mean or largest value keeps a bound."""
+    result, bound = results[check["of"]], check["at_most"]
+    tests = against(bound, result["name"], data, check["metric"], folder, split_of(data))
+    return judge_bound(tests, title(result), check["over"], bound, ledger()["rules"]["p_persons"])
+
+
+def rules() -> str:
+    """The ledger's rules in words, as a Markdown list."""
+    return "\n".join(f"- {' '.join(text.split())}" for text in ledger()["rules"]["in_words"])
+
+
+def claims_table(folder: Path | None = None, link: str = "", names: dict[str, str] = NO_NAMES) -> str:
+    """Every claim with what each data set says of it, in Markdown.
+
+    ``link`` is the relative path of the results folder, if there are to be links; ``folder`` and ``names``
+    are those of :func:`number`.
+    """
     rows = []
     for entry in ledger()["claims"]:
         said = f"{entry['says']} *{entry['where']}*"
-        for finding, data in _merged(claim(entry, folder)):
+        for finding, data in _merged(claim(entry, folder, names)):
             rows.append(
                 [
                     said,
@@ -164,13 +188,15 @@ def claims_table(folder: Path | None = None, link: str = "") -> str:
     return markdown(["claim, and where it stands", "data", "measured", "verdict"], rows, numbers=False)
 
 
-def numbers_table(table: str, folder: Path | None = None, link: str = "") -> str:
-    """Every number of one of the ledger's tables beside ours, in Markdown; ``link`` as in :func:`claims_table`."""
+def numbers_table(
+    table: str, folder: Path | None = None, link: str = "", names: dict[str, str] = NO_NAMES
+) -> str:
+    """Every number of one of the ledger's tables beside ours, in Markdown, as in :func:`claims_table`."""
     content, rows = ledger()["tables"][table], []
     here = content.get("here", [])
     for method, columns in content["values"].items():
         for metric, value in columns.items():
-            column, findings = content["metrics"][metric], number(table, method, metric, folder)
+            column, findings = content["metrics"][metric], number(table, method, metric, folder, names)
             stand_in = {f.data: f.measured + _links(f, link) for f in findings[:-1]}
             last = findings[-1]
             rows.append(
@@ -216,55 +242,5 @@ def _links(finding: Finding, link: str) -> str:
     return "".join(" " + anchor(f"[{k}]", f"{link}/{file}") for k, file in enumerate(finding.files, start=1))
 
 
-def _order(check: dict, data: str, folder: Path):
-    """First scores better than each of the others, more than chance over persons would explain."""
-    sign = {"higher": 1, "lower": -1}[check["better"]]
-    limit, tests = ledger()["rules"]["p_persons"], {}
-    for other in check["than"]:
-        tests[other] = compare(
-            check["first"],
-            other,
-            data,
-            check["metric"],
-            folder,
-            split_of(data),
-            check.get("their_metric", ""),
-        )
-    ahead = [
-        m
-        for m, t in tests.items()
-        if sign * t["difference"] > 0
-        and t["subject_t_test"] < limit
-        and t["t_test"] < check.get("p_below", math.inf)
-    ]
-    shown = {m: t for m, t in tests.items() if m not in ahead} or tests
-    closest = min(shown, key=lambda m: sign * shown[m]["difference"])
-    t = tests[closest]
-    text = f"{METHODS[check['first']].title} {t['a']:.4f}, {METHODS[closest].title} {t['b']:.4f}"
-    if not all(test["subjects"] for test in tests.values()):
-        return text, NOT_TESTABLE, "the rows do not tell the persons; evaluate again"
-    text += f" (p {p_value(t['t_test'])} over {t['n']} pairs, {p_value(t['subject_t_test'])} over {t['subjects']} persons)"
-    if len(tests) > 1:
-        text = f"better than {len(ahead)} of {len(tests)}; {'closest' if len(ahead) == len(tests) else 'not ahead of'} {METHODS[closest].title}: {text}"
-    if lost := max(t["left_out"] for t in tests.values()):
-        return text, NOT_TESTABLE, f"{lost} pairs have no finite value, as where a warp loses a label"
-    why = ""
-    if len(ahead) < len(tests) and sign * t["difference"] > 0:
-        why = (
-            "the mean is better, but a test over persons does not exclude chance"
-            if not t["subject_t_test"] < limit
-            else "better, with a larger p than the claim's"
-        )
-    return text, REPRODUCED if len(ahead) == len(tests) else NOT_REPRODUCED, why
-
-
-def _bound(check: dict, data: str, folder: Path):
-    """Mean or largest value over pairs at most a bound."""
-    values = read_rows(check["of"], data, folder, split_of(data))[check["metric"]]
-    value = {"mean": values.mean(), "max": values.max()}[check["over"]]
-    text = f"{METHODS[check['of']].title} {value:.3g} ({check['over']} over {len(values)} pairs)"
-    return text, REPRODUCED if value <= check["at_most"] else NOT_REPRODUCED, ""
-
-
-def _files(data: str, *methods: str) -> tuple[str, ...]:
-    return tuple(f"{data}/{result_name(m, split_of(data), 'json')}" for m in methods)
+def _files(*results: dict) -> tuple[str, ...]:
+    return tuple(f"{result['dataset']}/{file_of(result)}" for result in results)

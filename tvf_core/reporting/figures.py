@@ -179,7 +179,7 @@ class LiveCurve:
 
 
 def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
-    """Draw one box per method, from top to bottom, in the book's colours, and the pairs as points."""
+    """Draw one box per result, from top to bottom, in the methods' colours, and the pairs as points."""
     rng = np.random.default_rng(0)
     for position, (method, numbers) in enumerate(values.items()):
         color, numbers = color_of(method), np.asarray(numbers)[np.isfinite(numbers)]
@@ -195,7 +195,7 @@ def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
             capprops={"color": color},
         )
         ax.plot(numbers, position + rng.uniform(-0.18, 0.18, len(numbers)), ".", ms=2, alpha=0.4, color=color)
-    ax.set_yticks(range(len(values)), [METHODS[m].title for m in values])
+    ax.set_yticks(range(len(values)), [METHODS[m].title if m in METHODS else m for m in values])
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
 
@@ -205,7 +205,7 @@ def structure_plot(ax, rows: dict[str, dict[str, np.ndarray]], metric: str, ylab
 
     Parameters
     ----------
-    rows : method -> columns, as read by ``evaluate.read_rows``.
+    rows : name of a result -> columns, as read by ``read_rows``.
     metric : a metric per label, ``dice`` or ``hd95``.
 
     Notes
@@ -227,7 +227,7 @@ def structure_plot(ax, rows: dict[str, dict[str, np.ndarray]], metric: str, ylab
         )
         for box in boxes["boxes"]:
             box.set(facecolor=color, edgecolor=color, alpha=0.6)
-        ax.plot([], [], "s", color=color, label=METHODS[method].title)
+        ax.plot([], [], "s", color=color, label=METHODS[method].title if method in METHODS else method)
     ax.set_xticks(range(len(values)), list(values), rotation=35, ha="right")
     ax.set_ylabel(ylabel)
     ax.legend(frameon=False, fontsize=8, ncols=len(rows), loc="lower center", bbox_to_anchor=(0.5, 1))

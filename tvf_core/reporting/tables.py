@@ -1,4 +1,8 @@
-"""Tables as rows and as Markdown: the paper's two, its printed values (``book/claims.yml``) beside those measured here; the methods; their numbers' sources."""
+"""Tables as rows and as Markdown.
+
+The paper's two tables with its printed values (``book/claims.yml``) beside those measured here, the methods,
+and where the numbers of their training come from.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import torch
 import yaml
 
 from ..evaluation.compare import compare
-from ..evaluation.evaluate import read_results, result_name
+from ..evaluation.results import file_of, read_results, title
 from ..methods import METHODS, RECIPE, NetworkConfig
 from ..model import Model
 from ..paths import RESULTS, ROOT, runs, write_then_rename
@@ -29,7 +33,7 @@ BEYOND = {
 
 @functools.cache
 def ledger() -> dict:
-    """``book/claims.yml``: numbers and claims of the paper (``tables``, ``claims``), and the rules by which they are judged."""
+    """``book/claims.yml``: the paper's ``tables`` and ``claims``, and the ``rules`` that judge them."""
     return yaml.safe_load((ROOT / "book" / "claims.yml").read_text(encoding="utf-8"))
 
 
@@ -47,47 +51,30 @@ def heading(metric: str) -> str:
 
 
 def results_folder(data: str, split: str = "test") -> Path:
-    """Where the results on a data set lie: ``book/results`` if any come with the book, else your own, ``runs/results``."""
+    """Where results on a data set lie: ``book/results`` if it has any, else your own, ``runs/results``."""
     return RESULTS if read_results(RESULTS, data, split) else runs() / "results"
 
 
 def comparison(table: str, results: dict[str, dict], link: str = "", beyond: bool = True) -> str:
-    """``table1`` or ``table2`` in Markdown: a row per method of the paper or of ``results`` (see ``evaluate.read_results``).
+    """``table1`` or ``table2`` in Markdown: a row per method of the paper and per result.
 
-    A method that was scored on fewer pairs than the others says on how many. ``link`` is the relative path of the results
-    folder, to which the names of the methods then point; without ``beyond`` there are only the paper's columns.
+    A result under another name than its method's has a row below that of the method, without the paper's
+    values. A result on a part of the pairs says on how many.
+
+    Parameters
+    ----------
+    results : name -> summary, as :func:`tvf_core.evaluation.results.read_results` gives them.
+    link : relative path of the results folder, if the names of the rows are to lead to the files.
+    beyond : whether there are also columns that the paper does not have.
     """
     content, rows = ledger()["tables"][table], []
     printed, columns = content["values"], content["metrics"]
     extra = BEYOND[table] if beyond else {}
-    pairs = max((result["n_pairs"] for result in results.values()), default=0)
-    for m in [m for m in METHODS if m in printed or m in results or m == "identity"]:
-        title = METHODS[m].title
-        if link and m in results:
-            title = anchor(
-                title, f"{link}/{results[m]['dataset']}/{result_name(m, results[m]['split'], 'json')}"
-            )
-        if m in content.get("differs", {}):
-            title += f" (paper: {content['differs'][m]})"
-        if m in results and results[m]["n_pairs"] < pairs:
-            title += f" ({results[m]['n_pairs']} pairs)"
-        theirs = [plus_minus(printed.get(m, {}).get(key)) for key in columns]
-        ours = [
-            plus_minus(results[m]["summary"].get(metric) if m in results else None)
-            for metric in [*(c["measured"] for c in columns.values()), *extra]
-        ]
-        rows.append(
-            [
-                title,
-                *theirs,
-                *(
-                    [("yes" if METHODS[m].uses_labels else "no") if m in results else "–"]
-                    if table == "table2"
-                    else []
-                ),
-                *ours,
-            ]
-        )
+    for m in METHODS:
+        if m in printed or m in results or m == "identity":
+            rows.append(_row(table, m, printed.get(m, {}), results.get(m), list(extra), link))
+        others = [s for name, s in results.items() if s["method"] == m != name]
+        rows += [_row(table, m, {}, other, list(extra), link) for other in others]
     header = [
         "method",
         *(f"paper: {c['title']}" for c in columns.values()),
@@ -97,16 +84,38 @@ def comparison(table: str, results: dict[str, dict], link: str = "", beyond: boo
     return markdown(header, rows)
 
 
+def _row(table: str, method: str, paper: dict, result: dict | None, extra: list[str], link: str) -> list[str]:
+    """A row of :func:`comparison`: the paper's values of a method, and those of a result if there is one."""
+    content = ledger()["tables"][table]
+    columns = content["metrics"]
+    name = title(result) if result else METHODS[method].title
+    if result and link:
+        name = anchor(name, f"{link}/{result['dataset']}/{file_of(result)}")
+    if paper and method in content.get("differs", {}):
+        name += f" (paper: {content['differs'][method]})"
+    if result and result["n_pairs"] < result["of_pairs"]:
+        name += f" ({result['n_pairs']} pairs)"
+    labels = ("yes" if METHODS[method].uses_labels else "no") if result else "–"
+    measured = [*(c["measured"] for c in columns.values()), *extra]
+    return [
+        name,
+        *(plus_minus(paper.get(key)) for key in columns),
+        *[labels] * (table == "table2"),
+        *(plus_minus(result["summary"].get(metric) if result else None) for metric in measured),
+    ]
+
+
 def significance(
     first: str, others: list[str], data: str, metric: str, folder: Path, split: str = "test"
 ) -> str:
-    """Markdown table of :func:`compare` of one method with each of the others."""
+    """Markdown table of :func:`compare` of one result with each of the others, all by their names."""
+    titles = {name: title(result) for name, result in read_results(folder, data, split).items()}
     rows = []
     for other in others:
         t = compare(first, other, data, metric, folder, split)
         rows.append(
             [
-                METHODS[other].title,
+                titles[other],
                 t["n"],
                 f"{t['difference']:+.4f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{t['std']:.4f}",
                 f"{100 * t['higher']:.0f}",
@@ -114,7 +123,7 @@ def significance(
             ]
         )
     header = [
-        f"{METHODS[first].title} minus",
+        f"{titles[first]} minus",
         "pairs",
         f"difference of {heading(metric)}",
         "above 0 (% of pairs)",
@@ -126,7 +135,7 @@ def significance(
 
 
 def methods(size: str = "demo") -> tuple[list[str], list[list[str]]]:
-    """Header and a row per method: name, title, dimensions, parameters for a network size, field, inverse, losses, code, source."""
+    """Header and a row per method; the numbers of parameters are those of a network ``size``."""
     rows = []
     for name, m in METHODS.items():
         counts = ["–", "–"]
@@ -198,7 +207,10 @@ def update_readme(tables: dict[str, str]) -> None:
 
 
 def markdown(header: list[str], rows: list[list[str]], numbers: bool = True) -> str:
-    """A Markdown table; the first column is text, the others are right-aligned if they hold numbers. A bar in a cell stays one."""
+    """A Markdown table whose columns but the first are right-aligned if they hold ``numbers``.
+
+    A bar in a cell is escaped, so that it does not end the cell.
+    """
     lines = [header, ["---"] + ["---:" if numbers else "---"] * (len(header) - 1), *rows]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines

@@ -1,0 +1,226 @@
+"""Results files: their names, which one a name finds, what overwrites what, and rows where files cannot be locked."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import lively
+from scipy import stats
+
+from tvf_core import checkpoints, commands
+from tvf_core.evaluation import evaluate, kept_rows, results
+from tvf_core.evaluation.compare import compare
+from tvf_core.methods import METHODS, NetworkConfig
+from tvf_core.model import Model
+from tvf_core.paths import RESULTS
+
+
+@pytest.fixture
+def trained(toy_data, tmp_path):
+    """``trained(method, scale)``: weights of a method for the 2D toys, livelier with a larger scale."""
+
+    def make(method="tm-tvf", scale=0.05):
+        config = NetworkConfig(method, 2, time_steps=2)
+        file = tmp_path / f"{method}-{scale}.safetensors"
+        checkpoints.save(file, lively(Model(config), scale).network.state_dict(), config)
+        return file
+
+    return make
+
+
+def go(out, weights, method="tm-tvf", **settings):
+    return evaluate.evaluate(method, "toy2d", weights=weights, out=out, progress=False, **settings)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith(".lock")}
+
+
+def test_a_part_of_the_pairs_and_another_split_leave_the_whole_untouched(trained, tmp_path):
+    weights = trained()
+    whole = go(tmp_path, weights)
+    before = contents(tmp_path / "toy2d")
+    assert set(before) == {"tm-tvf.json", "tm-tvf.csv"} and (whole["n_pairs"], whole["of_pairs"]) == (2, 2)
+    part = go(tmp_path, weights, limit=1)
+    go(tmp_path, weights, limit=1, split="val")
+    after = contents(tmp_path / "toy2d")
+    assert before.items() <= after.items()
+    new = {"tm-tvf.1-pairs", "tm-tvf.val.1-pairs"}
+    assert set(after) - set(before) == {f"{name}.{kind}" for name in new for kind in ("json", "csv")}
+    assert (part["name"], part["method"], part["n_pairs"], part["of_pairs"]) == ("tm-tvf", "tm-tvf", 1, 2)
+    assert go(tmp_path, weights, limit=2) == whole and contents(tmp_path / "toy2d") == after  # 2 of 2 are all
+
+    assert results.read_results(tmp_path, "toy2d")["tm-tvf"] == whole
+    assert len(results.read_rows("tm-tvf", "toy2d", tmp_path)["pair"]) == 2
+    assert len(results.read_rows(results.exact_name(part), "toy2d", tmp_path)["pair"]) == 1
+    assert results.read_results(tmp_path, "toy2d", "val")["tm-tvf"]["n_pairs"] == 1  # there is no other
+    assert compare("tm-tvf.1-pairs", "tm-tvf", "toy2d", folder=tmp_path)["n"] == 1
+
+
+def test_two_trainings_of_one_method_are_kept_and_compared(trained, tmp_path, monkeypatch, capsys):
+    first, second = trained(scale=0.05), trained(scale=0.1)
+    usual = go(tmp_path, first)
+    before = contents(tmp_path / "toy2d")
+    wide = go(tmp_path, second, name="wide.2_b-1")
+    assert before.items() <= contents(tmp_path / "toy2d").items()
+    assert wide["summary"] != usual["summary"] and (wide["name"], wide["method"]) == ("wide.2_b-1", "tm-tvf")
+    assert list(results.read_results(tmp_path, "toy2d").items()) == [("tm-tvf", usual), ("wide.2_b-1", wide)]
+    a, b = (results.read_rows(name, "toy2d", tmp_path)["ssim"] for name in ("tm-tvf", "wide.2_b-1"))
+    found = compare("tm-tvf", "wide.2_b-1", "toy2d", "ssim", tmp_path)
+    assert found["difference"] == pytest.approx(np.mean(a - b))
+    assert found["t_test"] == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    command = f"tvf compare tm-tvf wide.2_b-1 --data toy2d --metric ssim --results {tmp_path}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    commands.main()
+    printed = capsys.readouterr().out
+    assert f"TM-TVF {a.mean():.4f}, TM-TVF (wide.2_b-1) {b.mean():.4f}" in printed
+
+
+def test_the_command_says_name_and_part(trained, tmp_path, monkeypatch, capsys):
+    command = f"tvf evaluate --method tm-tvf --data toy2d --out {tmp_path} --weights {trained()} --name mine"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--limit", "1"])
+    commands.main()
+    assert "toy2d TM-TVF, mine (1 of 2 pairs, evenly spread): dice" in capsys.readouterr().out
+    assert (tmp_path / "toy2d" / "mine.1-pairs.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("a b", "expected up to 100"),
+        ("../tm", "expected up to 100"),
+        (".hidden", "expected up to 100"),
+        ("größer", "expected up to 100"),
+        ("a\n", "expected up to 100"),
+        ("x" * 101, "expected up to 100"),
+        ("tm", "results of the method tm"),
+        ("VM-2", "results of the method vm-2"),
+        ("TM-TVF", "results of the method tm-tvf"),  # one file with tm-tvf.json where capitals do not count
+        ("mine.val", "ends as the files of a split"),
+        ("mine.test", "ends as the files of a split"),
+        ("mine.2-pairs", "ends as the files of a split"),
+    ],
+)
+def test_wrong_names_are_refused_before_any_work(name, words, toy_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load", lambda *args: pytest.fail("data were loaded"))
+    with pytest.raises(ValueError, match=words) as caught:
+        evaluate.evaluate("tm-tvf", "toy2d", name=name, out=tmp_path)
+    assert "\n" not in str(caught.value)
+    arguments = ["tvf", "evaluate", "--method", "tm-tvf", "--data", "toy2d", "--name", name]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match=f"tvf: name: .*{words}"):
+        commands.main()
+
+
+def test_every_method_can_have_its_own_name_and_every_file_name_is_read_back():
+    for method in METHODS:
+        assert results.check_name(method, method) == method
+        for split in ("train", "val", "test"):
+            for pairs in (0, 3):
+                stem = results.file_name(method, split, "json", pairs).removesuffix(".json")
+                assert results._parse(stem) == (method, split, pairs)
+
+
+def test_a_name_belongs_to_one_method(trained, tmp_path):
+    go(tmp_path, trained(), name="mine", limit=1)
+    before = contents(tmp_path / "toy2d")
+    with pytest.raises(ValueError, match="mine.1-pairs.json is a result of tm-tvf; choose another name"):
+        go(tmp_path, trained("tm"), method="tm", name="mine")
+    assert contents(tmp_path / "toy2d") == before
+
+
+def test_what_is_not_there_comes_with_the_command_that_makes_it(trained, tmp_path):
+    go(tmp_path, trained(), name="mine")
+    for name, split, command in (
+        ("tm", "test", f"tvf evaluate --method tm --data toy2d --out {tmp_path}"),
+        ("tm.3-pairs", "val", f"--method tm --data toy2d --split val --limit 3 --out {tmp_path}"),
+        ("thin", "test", f"--method METHOD --name thin --data toy2d --out {tmp_path}"),
+        ("tm.val", "test", "no result 'tm.val' on the test split (there are: mine)"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            results.read_rows(name, "toy2d", tmp_path, split)
+        assert command in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_files_and_renamed_results_are_read_for_what_they_are(trained, tmp_path):
+    go(tmp_path, trained())
+    folder = tmp_path / "toy2d"
+    for kind in ("json", "csv"):
+        (folder / f"tm-tvf.{kind}").rename(folder / f"older.{kind}")
+    (folder / "notes.json").write_text('{"what": "not a result"}')
+    [(name, summary)] = results.read_results(tmp_path, "toy2d").items()
+    assert name == summary["name"] == "older" and results.title(summary) == "TM-TVF (older)"
+    assert results.read_results(tmp_path, "no data") == {}
+
+
+def test_results_of_the_book_lie_where_their_names_say():
+    for file in RESULTS.glob("*/*.json"):
+        if file.parent.name == "bench":
+            continue
+        summary = results.read_results(RESULTS, file.parent.name)[json.loads(file.read_text())["method"]]
+        assert results.file_of(summary) == file.name
+        assert (
+            len(results.read_rows(summary["name"], file.parent.name, RESULTS)["pair"]) == summary["n_pairs"]
+        )
+
+
+@pytest.mark.parametrize("error", [OSError(38, "Function not implemented"), NotImplementedError("no locks")])
+def test_without_locks_an_evaluation_runs_and_says_so(error, trained, tmp_path, monkeypatch, capsys):
+    expected = go(tmp_path / "locked", trained())["summary"]
+
+    def refuse(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(kept_rows.FileLock, "acquire", refuse)
+    other = tmp_path / "open" / "toy2d" / ".other.json.123.part"  # of a process that is writing
+    other.parent.mkdir(parents=True)
+    other.write_text("half")
+    assert go(tmp_path / "open", trained())["summary"] == expected
+    assert "cannot be locked" in capsys.readouterr().err
+    assert other.read_text() == "half"
+
+
+def test_without_locks_a_second_process_may_finish_first(trained, tmp_path, monkeypatch):
+    weights, score = trained(), evaluate.score
+    monkeypatch.setattr(
+        kept_rows.FileLock, "acquire", lambda self: (_ for _ in ()).throw(OSError("no locks"))
+    )
+    inside = []
+
+    def score_while_another_finishes(model, pairs, k, device):
+        if not inside:
+            inside.append(k)
+            go(tmp_path, weights)
+        return score(model, pairs, k, device)
+
+    monkeypatch.setattr(evaluate, "score", score_while_another_finishes)
+    assert go(tmp_path, weights)["n_pairs"] == 2
+    assert not (tmp_path / "toy2d" / ".tm-tvf.rows.jsonl").exists()
+
+
+def test_rows_that_do_not_follow_the_pairs_are_measured_again(tmp_path):
+    file, about, pairs = tmp_path / ".x.rows.jsonl", {"settings": 1}, ["a", "b", "c"]
+    lines = [about, *({"pair": name} for name in ("a", "b", "b", "c"))]  # two processes wrote into one file
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with kept_rows.kept_rows(file, about, pairs) as (rows, keep):
+        assert [row["pair"] for row in rows] == ["a", "b"]
+        keep({"pair": "c"})
+        assert [json.loads(line)["pair"] for line in file.read_text().splitlines()[1:]] == pairs
+    assert not file.exists()
+
+
+def test_the_lock_is_held_until_the_files_have_their_names(trained, tmp_path, monkeypatch):
+    weights, write = trained(), results.write_result
+
+    def look(summary, rows, folder):
+        with (
+            pytest.raises(ValueError, match="another process"),
+            kept_rows.kept_rows(folder / ".tm-tvf.rows.jsonl", {}, []),
+        ):
+            pass
+        write(summary, rows, folder)
+
+    monkeypatch.setattr(evaluate, "write_result", look)
+    go(tmp_path, weights)
+    assert results.read_results(tmp_path, "toy2d")

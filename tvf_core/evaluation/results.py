@@ -1,0 +1,155 @@
+"""Results in files: how they are named, found, read and written.
+
+| file in ``<results>/<data set>/`` | what it holds |
+|---|---|
+| ``tm.json``, ``tm.csv`` | the summary of TM on all pairs of the test split, and a row per pair |
+| ``tm.val.json`` | the same on another split |
+| ``tm.2-pairs.json`` | the same on two pairs only, which are evenly spread over the split |
+| ``wide.json`` | a result under another name (``tvf evaluate --name wide``); its summary tells the method |
+
+A result is asked for by its name. ``tm`` is the evaluation of that name on the most pairs; ``tm.2-pairs`` is
+the one on two pairs, whatever else is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ..data import name_of
+from ..methods import METHODS
+from ..paths import runs, write_json, write_then_rename
+
+TEXTS = ("pair", "person")  # columns of the rows that are not numbers; the person is that of the fixed image
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_PART = re.compile(r"(.+)\.(\d+)-pairs")
+_SPLIT = re.compile(r"(.+)\.(train|val|test)")
+
+
+def check_name(name: str, method: str, folder: Path | None = None) -> str:
+    """Give back the name of a result of ``method``; ValueError where it cannot be one.
+
+    ``folder`` is that of the data set's results: what lies there under this name must be of the same method.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "name: expected up to 100 letters, digits, dashes, dots and underscores, "
+            f"the first a letter or a digit, got {name!r}"
+        )
+    if _PART.fullmatch(name) or _SPLIT.fullmatch(name):
+        raise ValueError(f"name: {name!r} ends as the files of a split or of a part of the pairs do")
+    if name != method and name.lower() in METHODS:
+        raise ValueError(f"name: {name!r} would be taken for the results of the method {name.lower()}")
+    for file in folder.glob("*.json") if folder else ():
+        if _parse(file.stem)[0] == name and (owner := json.loads(file.read_text())["method"]) != method:
+            raise ValueError(f"{file} is a result of {owner}; choose another name for one of {method}")
+    return name
+
+
+def file_name(name: str, split: str, kind: str, pairs: int = 0) -> str:
+    """Name of a results file of a ``kind`` (json, csv) on a number of ``pairs`` of the split, 0 for all."""
+    return f"{name}{f'.{split}' * (split != 'test')}{f'.{pairs}-pairs' * bool(pairs)}.{kind}"
+
+
+def exact_name(summary: dict) -> str:
+    """The name that finds this result and no other: ``tm``, or ``tm.2-pairs`` for a part of the pairs."""
+    return summary["name"] + f".{summary['n_pairs']}-pairs" * (summary["n_pairs"] < summary["of_pairs"])
+
+
+def file_of(summary: dict, kind: str = "json") -> str:
+    """Name of the file that a summary (or its rows) lies in."""
+    part = summary["n_pairs"] if summary["n_pairs"] < summary["of_pairs"] else 0
+    return file_name(summary["name"], summary["split"], kind, part)
+
+
+def title(summary: dict) -> str:
+    """What tables call a result: the title of its method, with its name where that is not the method's."""
+    known = METHODS[summary["method"]].title
+    return known if summary["name"] == summary["method"] else f"{known} ({summary['name']})"
+
+
+def find(name: str, data: str, folder: Path | None = None, split: str = "test", kind: str = "json") -> Path:
+    """The file of a result, default in ``runs/results``.
+
+    Raises
+    ------
+    FileNotFoundError : there is none; the message says how to make it.
+    """
+    place = (Path(folder) if folder else runs() / "results") / name_of(data)
+    part = _PART.fullmatch(name)
+    if part and (file := place / file_name(part[1], split, kind, int(part[2]))).is_file():
+        return file
+    known = {}
+    for file in place.glob(f"*.{kind}"):
+        known.setdefault(_parse(file.stem)[:2], {})[_parse(file.stem)[2]] = file
+    if found := known.get((name, split)):
+        return found.get(0) or found[max(found)]
+    plain, pairs = (part[1], part[2]) if part else (name, "")
+    command = f"tvf evaluate --method {plain if plain in METHODS else f'METHOD --name {plain}'} --data {data}"
+    command += f" --split {split}" * (split != "test") + f" --limit {pairs}" * bool(pairs)
+    command += f" --out {folder}" * bool(folder)
+    there = ", ".join(sorted(n for n, s in known if s == split))
+    raise FileNotFoundError(
+        f"{place} has no result {name!r} on the {split} split (there are: {there or 'none'}); make it with: {command}"
+    )
+
+
+def read_rows(name: str, data: str, folder: Path | None = None, split: str = "test") -> dict[str, np.ndarray]:
+    """Columns of a result's rows, one value per pair; ``TEXTS`` are text, the rest are numbers.
+
+    FileNotFoundError as in :func:`find`.
+    """
+    with open(find(name, data, folder, split, "csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: np.array([row[key] if key in TEXTS else float(row[key]) for row in rows]) for key in rows[0]}
+
+
+def read_result(name: str, data: str, folder: Path | None = None, split: str = "test") -> dict:
+    """The summary of a result; FileNotFoundError as in :func:`find`.
+
+    Its ``name`` is that of the file, which may have been renamed. Without ``of_pairs`` it is of all pairs.
+    """
+    content = json.loads(find(name, data, folder, split).read_text())
+    part = _PART.fullmatch(name)
+    return {"of_pairs": content.get("n_pairs")} | content | {"name": part[1] if part else name}
+
+
+def read_results(folder: Path, data: str, split: str = "test") -> dict[str, dict]:
+    """Summaries of a data set that lie in a results folder, name -> summary, each the one on the most pairs.
+
+    The order is that of the methods in the tables; of one method, the result under its own name comes first.
+    """
+    names = {_parse(file.stem)[0] for file in (Path(folder) / name_of(data)).glob("*.json")}
+    found = {}
+    for name in names:
+        try:
+            summary = read_result(name, data, folder, split)
+        except FileNotFoundError:  # it is there on another split only
+            continue
+        if summary.get("method") in METHODS and summary["split"] == split:
+            found[name] = summary
+    place = {method: number for number, method in enumerate(METHODS)}
+    order = sorted((place[s["method"]], name != s["method"], name) for name, s in found.items())
+    return {name: found[name] for _, _, name in order}
+
+
+def write_result(summary: dict, rows: list[dict], folder: Path) -> None:
+    """Write the rows, then the summary, so that a summary always has its rows."""
+    with (
+        write_then_rename(folder / file_of(summary, "csv")) as temporary,
+        open(temporary, "w", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(folder / file_of(summary), summary)
+
+
+def _parse(stem: str) -> tuple[str, str, int]:
+    """Name, split and number of pairs (0 is all) of a results file, from its name without the ending."""
+    stem, pairs = (part[1], int(part[2])) if (part := _PART.fullmatch(stem)) else (stem, 0)
+    return (*((split[1], split[2]) if (split := _SPLIT.fullmatch(stem)) else (stem, "test")), pairs)
