@@ -12,6 +12,7 @@ from scipy import special, stats
 from tvf_core import commands, data
 from tvf_core.evaluation import evaluate
 from tvf_core.evaluation.compare import compare, per_person
+from tvf_core.evaluation.results import read_rows
 from tvf_core.paths import RESULTS
 
 
@@ -28,6 +29,8 @@ def rows(tmp_path):
         lines = [["pair", "person", metric], *([p, person and person(p), v] for p, v in scores.items())]
         with open(file, "w", newline="") as stream:
             csv.writer(stream).writerows([line[:1] + line[1 if person else 2 :] for line in lines])
+        about = {"name": method, "method": method, "split": "test", "n_pairs": len(scores)}
+        file.with_suffix(".json").write_text(json.dumps(about | {"card": {"settings": {}}}))
 
     return write
 
@@ -99,7 +102,7 @@ def test_an_evaluation_writes_the_person_of_the_fixed_image(
 ):
     monkeypatch.setattr(evaluate, "score", lambda model, pairs, k, device: {"seconds": 1.0, "ssim": k / 1000})
     evaluate.evaluate("identity", name, out=tmp_path, progress=False)
-    rows, part = evaluate.read_rows("identity", name, tmp_path), data.load(name, "test")
+    rows, part = read_rows("identity", name, tmp_path), data.load(name, "test")
     assert len(set(rows["person"])) == persons and all(re.fullmatch(style, who) for who in rows["person"])
     for pair, who in zip(rows["pair"], rows["person"]):
         fixed = part.names.index(pair.split("->")[1])

@@ -21,7 +21,7 @@ from ..methods import METHODS, NetworkConfig
 from ..model import Model
 from ..paths import runs, sha256
 from .kept_rows import kept_rows
-from .results import TEXTS, check_name, file_of, write_result
+from .results import TEXTS, check_name, check_owner, file_of, write_result
 
 CODE = code_hash(f"import {__name__}")
 
@@ -146,11 +146,12 @@ def evaluate(
         there.
     """
     entry = METHODS[one_of(method, METHODS, "method")]
+    name = check_name(name or method, method)
     if weights is not None and not entry.build:
         raise ValueError(f"{method} has no network: it takes no weights")
     pairs = load(data, split, image_size or None, progress)
     folder = (Path(out) if out else runs() / "results") / pairs.name
-    name = check_name(name or method, method, folder)
+    check_owner(name, method, folder)
     if str(data) not in DATASETS:
         _refuse_other_data(folder, pairs)
     model = load_model(method, pairs, weights)

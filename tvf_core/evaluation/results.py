@@ -30,11 +30,8 @@ _PART = re.compile(r"(.+)\.(\d+)-pairs")
 _SPLIT = re.compile(r"(.+)\.(train|val|test)")
 
 
-def check_name(name: str, method: str, folder: Path | None = None) -> str:
-    """Give back the name of a result of ``method``; ValueError where it cannot be one.
-
-    ``folder`` is that of the data set's results: what lies there under this name must be of the same method.
-    """
+def check_name(name: str, method: str) -> str:
+    """Give back the name of a result of ``method``; ValueError where it cannot be one."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             "name: expected up to 100 letters, digits, dashes, dots and underscores, "
@@ -44,10 +41,14 @@ def check_name(name: str, method: str, folder: Path | None = None) -> str:
         raise ValueError(f"name: {name!r} ends as the files of a split or of a part of the pairs do")
     if name != method and name.lower() in METHODS:
         raise ValueError(f"name: {name!r} would be taken for the results of the method {name.lower()}")
-    for file in folder.glob("*.json") if folder else ():
+    return name
+
+
+def check_owner(name: str, method: str, folder: Path) -> None:
+    """ValueError where the folder of a data set's results has one of this name and of another method."""
+    for file in folder.glob("*.json"):
         if _parse(file.stem)[0] == name and (owner := json.loads(file.read_text())["method"]) != method:
             raise ValueError(f"{file} is a result of {owner}; choose another name for one of {method}")
-    return name
 
 
 def file_name(name: str, split: str, kind: str, pairs: int = 0) -> str:
