@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from ..data import load
 from ..evaluation import evaluate as evaluation
 from ..methods import METHODS
+from ..training import profiles
 from .app import app
 
 
@@ -19,6 +20,7 @@ def evaluate(
     method: str,
     data: str,
     weights: Path | None = None,
+    profile: str = "",
     split: str = "test",
     limit: int = 0,
     image_size: int = 0,
@@ -30,6 +32,8 @@ def evaluate(
         method: one of `tvf methods`.
         data: a data set, e.g. demo_faces, demo_brains or anatomies; python -m data_download list tells which are here.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
+        profile: use the constants that this profile names for a method without a network (lddmm, convexadam);
+            default the method's own.
         split: train, val or test.
         limit: evaluate only so many pairs; 0 is all.
         image_size: edge of the images, as in training; 0 is the data set's own size.
@@ -37,7 +41,14 @@ def evaluate(
     """
     print_summary(
         evaluation.evaluate(
-            method, data, weights=weights, split=split, limit=limit, image_size=image_size, out=out
+            method,
+            data,
+            weights=weights,
+            constants=profiles.to_register(profile, method),
+            split=split,
+            limit=limit,
+            image_size=image_size,
+            out=out,
         )
     )
 
@@ -78,7 +89,9 @@ def compare(
 
 
 @app.command(name="export-l2r")
-def export_l2r(method: str, data: str, out: Path, weights: Path | None = None, split: str = "val") -> None:
+def export_l2r(
+    method: str, data: str, out: Path, weights: Path | None = None, profile: str = "", split: str = "val"
+) -> None:
     """Write the submission folder of Learn2Reg's OASIS task of 2021 (half-resolution float16 displacements), and score it.
 
     Args:
@@ -86,11 +99,15 @@ def export_l2r(method: str, data: str, out: Path, weights: Path | None = None, s
         data: a 3D data set, e.g. oasis.
         out: folder; the files go to task_03 in it. A stopped export continues.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
+        profile: use the constants that this profile names for a method without a network (lddmm, convexadam);
+            default the method's own.
         split: val, the challenge's 19 pairs, or test.
     """
     from ..evaluation import learn2reg  # no other command needs it
 
-    files = learn2reg.export(method, data, out, weights=weights, split=split)
+    files = learn2reg.export(
+        method, data, out, weights=weights, constants=profiles.to_register(profile, method), split=split
+    )
     print(f"{files[0].parent}: {len(files)} displacements, {files[0].name} first")
     if load(data, split).classes:
         found = learn2reg.scores(out, data, split)

@@ -20,7 +20,7 @@ from ..card import code_hash, peak_mb, reset_peak, run_card
 from ..checks import one_of
 from ..data import PairData, load
 from ..methods import METHODS, NetworkConfig
-from ..model import Model
+from ..model import Model, check_to_register
 from ..paths import runs, sha256, write_json, write_then_rename
 
 CODE = code_hash(f"import {__name__}")
@@ -78,10 +78,14 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) ->
     return row
 
 
-def load_model(method: str, data: PairData, weights: Path | None = None) -> Model:
-    """A method ready to register the pairs of ``data``, with the shipped weights unless others are given."""
-    if METHODS[one_of(method, METHODS, "method")].build is None:
-        return Model(NetworkConfig(method, data.dim))
+def load_model(
+    method: str, data: PairData, weights: Path | None = None, constants: dict | None = None
+) -> Model:
+    """A method ready to register the pairs of ``data``: one with a network has the shipped weights unless others are
+    given, one without has its own constants unless others are given (:class:`tvf_core.model.Model`)."""
+    check_choices(method, weights, constants)
+    if METHODS[method].build is None:
+        return Model(NetworkConfig(method, data.dim), constants=constants)
     weights = Path(weights) if weights else checkpoints.shipped(method, data.name)
     model = checkpoints.load(weights, method="" if weights.suffix == ".safetensors" else method)
     if (model.config.method, model.config.dim) != (method, data.dim):
@@ -92,11 +96,19 @@ def load_model(method: str, data: PairData, weights: Path | None = None) -> Mode
     return model
 
 
+def check_choices(method: str, weights: Path | None = None, constants: dict | None = None) -> None:
+    """Refuse an unknown method, weights without a network for them, and constants that it does not register with."""
+    if weights is not None and not METHODS[one_of(method, METHODS, "method")].build:
+        raise ValueError(f"{method} has no network: it takes no weights")
+    check_to_register(method, constants)
+
+
 def evaluate(
     method: str,
     data: str,
     *,
     weights: Path | None = None,
+    constants: dict | None = None,
     split: str = "test",
     limit: int = 0,
     image_size: int = 0,
@@ -113,6 +125,8 @@ def evaluate(
     ----------
     method, data : names.
     weights : default the shipped ones for this method and data set.
+    constants : name -> value, of a method without a network, in place of its own; for a profile's see
+        :meth:`tvf_core.training.profiles.Profile.to_register`.
     limit : evaluate only this many pairs, evenly spread; 0 is all.
     image_size : edge of the images where the data set has several; 0 is its own.
     out : default ``runs/results``. A summary there is returned as it is if it was made by the same
@@ -128,11 +142,9 @@ def evaluate(
     ------
     ValueError : another process is evaluating this method on this data set into the same folder.
     """
-    entry = METHODS[one_of(method, METHODS, "method")]
-    if weights is not None and not entry.build:
-        raise ValueError(f"{method} has no network: it takes no weights")
-    pairs = load(data, split, image_size or None, progress)
-    model = load_model(method, pairs, weights)
+    check_choices(method, weights, constants)
+    entry, pairs = METHODS[method], load(data, split, image_size or None, progress)
+    model = load_model(method, pairs, weights, constants)
     weights = Path(weights) if weights else checkpoints.shipped(method, data)
     chosen = pairs.spread(limit)
     settings = {
@@ -145,6 +157,7 @@ def evaluate(
         "pairs": _hash("\n".join(map(pairs.pair_name, chosen))),
         "weights": sha256(weights)[:16] if entry.build else None,
         "integrator": model.config.integrator if entry.has_velocity and entry.build else None,
+        "constants": model.constants or None,
     }
     folder = (Path(out) if out else runs() / "results") / data
     summary_file, rows_file = (folder / result_name(method, split, kind) for kind in ("json", "csv"))
