@@ -3,12 +3,14 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 
-from tvf_core import checkpoints, commands
+from data_download import __main__ as data_download
+from tvf_core import bench, checkpoints, commands
 from tvf_core.data import load
 from tvf_core.evaluation import learn2reg
 from tvf_core.methods import METHODS, NetworkConfig, available
@@ -268,3 +270,60 @@ def test_the_sources_show_defaults_and_the_profiles_that_replace_them():
     assert found["lddmm", "weight", "1.5e+04"] == "profile demo_faces"
     assert found["lddmm", "scales", "8, 4, 2, 1"] == "profile demo_faces"
     assert all(row[4] for row in rows)
+
+
+OTHER = {"labels": 9, "network": "small", "time_steps": 3, "batch": 2, "compiled": True}
+
+
+@pytest.mark.parametrize("option", OTHER)
+@pytest.mark.parametrize("name", bench.OPERATIONS)
+def test_an_option_of_the_benchmark_is_refused_where_it_has_no_effect(name, option):
+    """Without it the operation gives the same tensors, and has the same forms, as with another value."""
+    small = bench.Setting(shape=(16, 17, 18), labels=5, network="tiny", time_steps=2)
+    operations = [bench.OPERATIONS[name](s) for s in (small, replace(small, **{option: OTHER[option]}))]
+    alike = operations[0].forms.keys() == operations[1].forms.keys()
+    if option != "compiled":
+        first, second = [], []
+        for operation, results in zip(operations, (first, second)):
+            torch.manual_seed(0)
+            results += operation.forms["ours"]()
+        alike &= len(first) == len(second)
+        alike &= all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, second))
+    if alike:
+        with pytest.raises(ValueError, match=f"{option}: no effect on {name}"):
+            bench.check_used([option], [name])
+    else:
+        bench.check_used([option], [name])
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("lncc --time-steps 4 8", ["time_steps", "no effect on lncc", "flow"]),
+        ("flow --network huge", ["network", "no effect on flow", "forward"]),
+        ("loading --batch 4", ["batch", "loading"]),
+        ("train-step --compiled", ["compiled", "forward"]),
+        ("lncc --variants ours litreal", ["litreal", "literal"]),
+        ("lncd", ["lncd", "lncc", "all"]),
+    ],
+)
+def test_the_benchmark_refuses_before_it_measures(arguments, words, monkeypatch):
+    monkeypatch.setattr(bench.measure, "rates", lambda device: pytest.fail("measured"))
+    monkeypatch.setattr(sys, "argv", ["tvf", "bench", *arguments.split(), "--size", "16", "16", "16"])
+    with pytest.raises(SystemExit) as caught:
+        commands.main()
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"save_minutes": -1}, {"save_minutes": float("nan")}, {"workers": -1}])
+def test_a_training_refuses_what_it_could_not_obey(options, toy_data, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        train.train("tm", Profile("toy2d", steps=1), out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", ["rafd --crop 1 2 3", "oasis --partial", "oasis --accept-terms"])
+def test_the_download_refuses_what_belongs_to_a_source(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["data_download", *arguments.split(), "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"{arguments.split()[1]} has no effect .* add --source"):
+        data_download.main()

@@ -10,6 +10,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
+from ..checks import one_of
 from ..training import profiles
 from .app import app
 
@@ -50,10 +51,15 @@ def bench(
     """
     from .. import bench as benchmark  # no other command needs it
 
-    names = list(benchmark.OPERATIONS) if operation == "all" else [operation]
+    names = list(benchmark.OPERATIONS)
+    names = names if operation == "all" else [one_of(operation, [*names, "all"], "operation")]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     setting, known = benchmark.of_profile(profiles.read(profile)) if profile else (benchmark.Setting(), ())
     given = {"shape": size, "labels": labels, "network": network, "batch": batch}
+    asked = [key for key, value in given.items() if value is not None]
+    asked += ["time_steps"] * bool(time_steps) + ["compiled"] * compiled
+    if not growth:  # which measures other operations, too
+        benchmark.check_used(asked, names)
     setting = replace(
         setting,
         device=device,

@@ -91,6 +91,10 @@ def train(
     one_of(resume, ("auto", "new"), "way to resume")
     one_of(on_nonfinite, ("stop", "skip"), "answer to what is not finite")
     check_losses(method, profile.losses.get(method))
+    if not save_minutes >= 0:  # NaN fails too
+        raise ValueError(f"save_minutes: expected 0 (after every step) or more, got {save_minutes}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers: expected 0 or more, got {workers}")
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("tensorboard: the package is not here; install it with: pip install tensorboard")
     AcceleratorState._reset_state()  # else the precision of an earlier training in this process would stay
