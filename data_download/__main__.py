@@ -99,6 +99,11 @@ def _explain_or(module, options) -> None:
     """Without ``--source``: verify what is there, or explain how the data are got and stop."""
     if options.source:
         return
+    for name in ("crop", "partial", "accept_terms", "workers"):
+        if getattr(options, name, None):
+            raise ValueError(
+                f"--{name.replace('_', '-')} has no effect without the data to prepare: add --source"
+            )
     folder = options.root / options.command
     if prepared.about(folder) is None:
         print(module.ACCESS)

@@ -30,7 +30,13 @@ TABLE_INDEX = f"transformer.layers.0.blocks.0.attn.{INDEX}"
 
 def configuration(method, window, steps=8, head="half", embed=6, depths=(2, 2, 2, 2), heads=(2, 2, 2, 2)):
     size = dict(embed=embed, depths=depths, heads=heads, window=window)
-    return NetworkConfig(method, len(window), size, steps, "released", head)
+    return fitting(method, len(window), size, steps, head)
+
+
+def fitting(method, dim, size, steps, head):
+    """A released TM, which has a head, or TM-TVF, which has time steps."""
+    options = dict(size=size, time_steps=steps, head=head, integrator="released")
+    return NetworkConfig.fitting(method, dim, **options)[0]
 
 
 def random_model(config):
@@ -138,7 +144,7 @@ def test_a_window_one_voxel_thin_comes_back(window):
     ],
 )
 def test_named_sizes_are_recognised(method, dim, size, steps, head, entries):
-    config = NetworkConfig(method, dim, size, steps, "released", head)
+    config = fitting(method, dim, size, steps, head)
     with torch.device("meta"):  # only shapes, without allocating gigabytes
         model = Model(config)
     state = released_state(model)

@@ -51,7 +51,7 @@ def test_a_known_translation_comes_back_in_voxels(axis, shift, shape):
     vector = np.zeros(3)
     vector[axis] = shift
     moving, fixed = as_batch(image[window]), as_batch(ndimage.shift(image, -vector, order=5)[window])
-    result = convexadam.solve(moving, fixed)
+    result = convexadam.register(moving, fixed)
     middle = result.displacement[(0, slice(None), *[slice(s // 4, s - s // 4) for s in shape])].flatten(1)
     assert middle[axis].median().item() == pytest.approx(shift, rel=0.05)
     others = [d for d in range(3) if d != axis]
@@ -68,7 +68,7 @@ def test_a_bump_comes_back_at_its_place_for_any_size(edge):
     points = x.copy()
     points[0] += 2.5 * bump
     fixed = ndimage.map_coordinates(moving, points, order=5, mode="nearest")
-    found = convexadam.solve(as_batch(moving), as_batch(fixed)).displacement[0, 0].numpy()
+    found = convexadam.register(as_batch(moving), as_batch(fixed)).displacement[0, 0].numpy()
 
     def centre(height):
         top = np.clip(height / height.max() - 0.3, 0, None)  # the rest of the bump is noise
@@ -90,7 +90,7 @@ def test_the_displacement_is_the_package_s_own(pair):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         own = convex_adam_pt(
-            **padded, **(convexadam.SETTINGS | QUICK), dtype=torch.float32, device=torch.device("cpu")
+            **padded, **(convexadam.DEFAULTS | QUICK), dtype=torch.float32, device=torch.device("cpu")
         )
     own = torch.tensor(own[:20, :18, :17], dtype=torch.float32).movedim(-1, 0)[None]
     assert ours[0].dtype == torch.float32 and ours[0].shape == (1, 3, 20, 18, 17)
@@ -111,9 +111,7 @@ def test_the_package_s_defaults_are_as_written_here():
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
     parameters = inspect.signature(convex_adam_pt).parameters
-    assert convexadam.PACKAGE_DEFAULTS == {
-        name: parameters[name].default for name in convexadam.PACKAGE_DEFAULTS
-    }
+    assert convexadam.DEFAULTS == {name: parameters[name].default for name in convexadam.DEFAULTS}
 
 
 def test_a_batch_of_two_is_two_single_ones(pair):
@@ -164,7 +162,7 @@ def test_a_smooth_pair_is_aligned(smooth_image, smooth_field):
     fixed = fields.warp(moving, u)
     labels = 1 + (moving > 0.5).long()
     fixed_labels = fields.warp_labels(labels, u)
-    result = convexadam.solve(moving, fixed)
+    result = convexadam.register(moving, fixed, lambda_weight=0.5)
     before, after = (
         metrics.dice(moved, fixed_labels, labels, [1, 2]).mean()
         for moved in (labels, fields.warp_labels(labels, result.displacement))
@@ -222,4 +220,4 @@ def test_a_missing_package_says_how_to_install_it(pair, monkeypatch, missing):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=r"^ConvexAdam needs .*pip install convexadam==0\.2\.0.*$"):
-        convexadam.solve(*pair)
+        convexadam.register(*pair)

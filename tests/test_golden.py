@@ -216,7 +216,7 @@ def test_released_network_gives_every_stored_array(name, golden, tmp_path):
         meta["embed_dim"],
         *(tuple(meta[key]) for key in ("depths", "num_heads", "window_size")),
     )
-    assert model.config.dim == len(meta["img_size"]) and model.config.time_steps == meta.get("time_steps", 8)
+    assert model.config.dim == len(meta["img_size"]) and model.config.time_steps == meta.get("time_steps")
     ours = registered(model, file)
     stored = {key for key in file.files if not key.startswith("state/")} - {"meta", "input"}
     assert stored >= {"displacement", "warped"}

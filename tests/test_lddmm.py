@@ -140,6 +140,6 @@ def test_iterations_for_other_scales_are_refused():
 def test_solve_uses_the_settings_of_the_tables(shape):
     moving, fixed = blobs(shape, along(0, 3.0, len(shape)), radius=4.0)
     result = lddmm.solve(moving, fixed)
-    assert result.integrator == lddmm.SETTINGS[len(shape)]["integrator"]
+    assert result.integrator == lddmm.DEFAULTS[len(shape)]["integrator"]
     assert losses.mse(result.warped, fixed) < 0.02 * losses.mse(moving, fixed)
     assert metrics.folding_percent(result.displacement) == 0

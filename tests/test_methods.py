@@ -44,7 +44,7 @@ COUNTS = [
 @pytest.mark.parametrize("method,dim,size,expected", COUNTS, ids=str)
 def test_parameter_counts_of_the_baselines_are_the_published_ones(method, dim, size, expected):
     with torch.device("meta"):
-        network = Model(NetworkConfig(method, dim, size)).network
+        network = Model(NetworkConfig.fitting(method, dim, size=size)[0]).network
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
@@ -182,7 +182,7 @@ def test_published_sizes_are_counted_without_building_them():
 
 def build(method, dim, size="demo", **kwargs):
     torch.manual_seed(0)
-    config = NetworkConfig(method, dim, size, **kwargs)
+    config, _ = NetworkConfig.fitting(method, dim, size=size, **kwargs)
     network = Model(config).network
     return network, objective(config, network, classes=3)
 

@@ -291,7 +291,7 @@ def pair(shape, make, batch=1):
 
 def build(method, dim, **kwargs):
     torch.manual_seed(0)
-    return Model(NetworkConfig(method, dim, **kwargs))
+    return Model(NetworkConfig.fitting(method, dim, **kwargs)[0])
 
 
 @pytest.mark.parametrize("method", ["identity", *WITH_NETWORK])

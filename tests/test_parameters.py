@@ -68,10 +68,10 @@ def test_the_training_notebooks_take_every_key_of_a_profile(number):
         f.name: f.type for f in fields(Profile)
     }
     assert all(p["help"] for p in inferred.values())
-    demo = yaml.safe_load(
-        (ROOT / "notebooks" / "profiles" / {"03": "demo_faces", "04": "demo_brains"}[number])
-        .with_suffix(".yaml")
-        .read_text()
+    profile = {"03": "demo_faces", "04": "demo_brains"}[number]
+    demo = yaml.safe_load((ROOT / "notebooks" / "profiles" / f"{profile}.yaml").read_text())
+    assert (
+        demo.pop("constants") and inferred["constants"]["default"] == f'profiles.read("{profile}").constants'
     )
     for name, value in demo.items():
         if name != "test_pairs":  # the page evaluates fewer pairs

@@ -192,7 +192,7 @@ def test_a_stacked_batch_holds_each_pair_in_its_order(toy_data):
 def test_stored_weights_register_as_before(method, name, toy_data, tmp_path):
     part = data.load(name, "test")
     changes = METHODS[method].integrator == "rk4"  # a velocity that stays the same in time is squared
-    config = NetworkConfig(method, part.dim, time_steps=3, integrator="heun" if changes else "")
+    config, _ = NetworkConfig.fitting(method, part.dim, time_steps=3, integrator="heun" if changes else "")
     model = lively(Model(config))
     checkpoints.save(tmp_path / "w.safetensors", model.network.state_dict(), config)
     stored = checkpoints.load(tmp_path / "w.safetensors")

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 from tvf_core import checkpoints, commands, data, fields, integrate, losses, metrics
-from tvf_core.evaluation import evaluate
+from tvf_core.evaluation import evaluate, learn2reg
 from tvf_core.methods import NetworkConfig
 from tvf_core.model import Model
 from tvf_core.registration import Registration
@@ -115,7 +115,7 @@ def test_register_rejects(case, method):
     dim, moving, fixed, error, words = PAIRS[case]
     if (case, method) == ("too small", "identity"):
         pytest.skip("doing nothing works at any size")
-    model = Model(NetworkConfig(method, dim, time_steps=1))
+    model = Model(NetworkConfig.fitting(method, dim, time_steps=1)[0])
     with rejects(error, *words):
         model.register(moving, fixed)
 
@@ -336,6 +336,41 @@ CALLS = {  # name: (call, error, words)
         ValueError,
         ["alpha", "-1"],
     ),
+    "constant of a loss that TM does not have": (
+        lambda: train.train("tm", Profile("toy2d", steps=1, constants={"tm": {"alpha": 5}})),
+        ValueError,
+        ["alpha", "no effect", "tm", "no constants"],
+    ),
+    "constant of another loss": (
+        lambda: train.train("lapirn", Profile("toy2d", steps=1, constants={"lapirn": {"prior": 5}})),
+        ValueError,
+        ["prior", "lapirn", "frozen"],
+    ),
+    "constant of a term that is tried": (
+        lambda: train.train(
+            "tm-tvf",
+            Profile(
+                "toy2d",
+                steps=1,
+                losses={"tm-tvf": {"mse": 1, "lddmm_released": 1}},
+                constants={"tm-tvf": {"beta": 2}},
+            ),
+        ),
+        ValueError,
+        ["beta", "tm-tvf", "alpha, gamma"],
+    ),
+    "a part of an operator's power": (
+        lambda: train.train(
+            "tm-tvf-lddmm", Profile("toy2d", steps=1, constants={"tm-tvf-lddmm": {"beta": 1.5}})
+        ),
+        ValueError,
+        ["beta", "whole", "1.5"],
+    ),
+    "losses without a network": (
+        lambda: train.train("tm", Profile("toy2d", steps=1, losses={"lddmm": {"mse": 1.0}})),
+        ValueError,
+        ["lddmm", "no network", "losses"],
+    ),
     "mirrored brains": (
         lambda: train.train("tm", Profile("demo_brains", steps=1, flip=0.5)),
         ValueError,
@@ -366,7 +401,120 @@ CALLS = {  # name: (call, error, words)
         ValueError,
         ["recompute", "vm-2"],
     ),
-    "size of the U-Net": (lambda: NetworkConfig("vm-tvf", 2, "giant"), ValueError, ["giant", "demo"]),
+    "size of the U-Net": (
+        lambda: NetworkConfig("vm-tvf", 2, "huge"),
+        ValueError,
+        ["vm-tvf", "one size", "huge"],
+    ),
+    "size of VM-2": (lambda: NetworkConfig("vm-2", 3, size="huge"), ValueError, ["vm-2", "one size", "huge"]),
+    "size of CycleMorph": (
+        lambda: NetworkConfig("cyclemorph", 2, "demo"),
+        ValueError,
+        ["cyclemorph", "one size"],
+    ),
+    "size without a network": (lambda: NetworkConfig("lddmm", 2, "demo"), ValueError, ["lddmm", "size"]),
+    "time steps of a displacement": (
+        lambda: NetworkConfig("tm", 2, time_steps=99),
+        ValueError,
+        ["tm", "time_steps", "99"],
+    ),
+    "time steps of a stationary velocity": (
+        lambda: NetworkConfig("lapirn-diff", 3, time_steps=8),
+        ValueError,
+        ["lapirn-diff", "time_steps", "8"],
+    ),
+    "integrator of a displacement": (
+        lambda: NetworkConfig("cyclemorph", 2, integrator="rk4"),
+        ValueError,
+        ["cyclemorph", "no integrator", "rk4"],
+    ),
+    "Euler of TM": (
+        lambda: NetworkConfig("tm", 2, integrator="euler"),
+        ValueError,
+        ["tm", "released", "euler"],
+    ),
+    "Euler of the released rule": (
+        lambda: NetworkConfig("tm-tvf-released", 2, integrator="euler"),
+        ValueError,
+        ["tm-tvf-released", "released", "euler"],
+    ),
+    "integrator of LDDMM's network": (
+        lambda: NetworkConfig("lddmm", 2, integrator="heun"),
+        ValueError,
+        ["lddmm", "no integrator"],
+    ),
+    "head of TM-TVF": (
+        lambda: NetworkConfig("tm-tvf", 2, head="full"),
+        ValueError,
+        ["tm-tvf", "head", "full"],
+    ),
+    "constants of a network": (
+        lambda: Model(NetworkConfig("tm-tvf-lddmm", 2), constants={"alpha": 1.0}),
+        ValueError,
+        ["tm-tvf-lddmm", "training"],
+    ),
+    "constants of doing nothing": (
+        lambda: Model(NetworkConfig("identity", 2), constants={"alpha": 1.0}),
+        ValueError,
+        ["identity", "no constants", "alpha"],
+    ),
+    "constant of LDDMM": (
+        lambda: evaluate.evaluate("lddmm", "nowhere", constants={"alfa": 1.0}),
+        ValueError,
+        ["alfa", "alpha", "iterations"],
+    ),
+    "constant of ConvexAdam": (
+        lambda: evaluate.evaluate("convexadam", "nowhere", constants={"lambda": 1.0}),
+        ValueError,
+        ["lambda", "lambda_weight"],
+    ),
+    "weight of LDDMM": (
+        lambda: evaluate.evaluate("lddmm", "nowhere", constants={"weight": 0}),
+        ValueError,
+        ["weight", "above 0", "got 0"],
+    ),
+    "steps of LDDMM": (
+        lambda: learn2reg.export("lddmm", "nowhere", "out", constants={"steps": 2.5}),
+        ValueError,
+        ["steps", "whole number", "2.5"],
+    ),
+    "integrator of LDDMM": (
+        lambda: evaluate.evaluate("lddmm", "nowhere", constants={"integrator": "squaring"}),
+        ValueError,
+        ["squaring", "euler, heun, rk4"],
+    ),
+    "scales of LDDMM": (
+        lambda: evaluate.evaluate("lddmm", "nowhere", constants={"scales": [8, 3, 1]}),
+        ValueError,
+        ["scales", "powers of two", "[8, 3, 1]"],
+    ),
+    "iterations of LDDMM": (
+        lambda: evaluate.evaluate("lddmm", "nowhere", constants={"iterations": [5, 5]}),
+        ValueError,
+        ["iterations", "for each scale", "[5, 5]"],
+    ),
+    "penalty of ConvexAdam": (
+        lambda: evaluate.evaluate("convexadam", "nowhere", constants={"lambda_weight": "none"}),
+        ValueError,
+        ["lambda_weight", "number", "none"],
+    ),
+    "smoothing that ConvexAdam leaves out": (
+        lambda: evaluate.evaluate(
+            "convexadam", "nowhere", constants={"lambda_weight": 0, "selected_smooth": 3}
+        ),
+        ValueError,
+        ["selected_smooth", "no effect", "lambda_weight"],
+    ),
+    "weights to export without a network": (
+        lambda: learn2reg.export("identity", "nowhere", "out", weights="w.safetensors"),
+        ValueError,
+        ["identity", "no weights"],
+    ),
+    "weights to draw without a network": (
+        lambda: commands.reporting.draw("lddmm", "nowhere", weights="w.safetensors"),
+        ValueError,
+        ["lddmm", "no weights"],
+    ),
     "head": (lambda: NetworkConfig("tm", 2, head="third"), ValueError, ["third", "half"]),
     "no trajectory": (lambda: Registration(ZERO, ZERO[:, :1]).trajectory(), ValueError, ["not a velocity"]),
     "no substeps": (lambda: integrate.flow(ZERO[:, None], substeps=0), ValueError, ["at least 1", "got 0"]),
@@ -472,6 +620,16 @@ PROFILES = {  # name: (values, words)
     ),
     "a chance above 1": ({"data": "demo_faces", "steps": 1, "flip": 1.5}, ["flip", "between 0 and 1", "1.5"]),
     "text for truth": ({"data": "demo_faces", "steps": 1, "recompute": "yes"}, ["recompute", "bool", "yes"]),
+    "size of networks": ({"data": "demo_faces", "steps": 1, "size": "giant"}, ["size", "giant", "huge"]),
+    "integrator": ({"data": "demo_faces", "steps": 1, "integrator": "rk5"}, ["integrator", "rk5", "heun"]),
+    "scales of a solver": (
+        {"data": "demo_faces", "steps": 1, "constants": {"lddmm": {"scales": [4]}}},
+        ["scales", "powers of two", "[4]"],
+    ),
+    "constants of another method": (
+        {"data": "demo_faces", "steps": 1, "constants": {"vm-2": {"alpha": 1}}},
+        ["alpha", "vm-2", "no constants"],
+    ),
     "losses of no method": (
         {"data": "demo_faces", "steps": 1, "losses": {"lncc": 1.0}},
         ["lncc", "no method", "tm-tvf"],
@@ -581,6 +739,15 @@ def test_weights_of_another_method_or_dimension_are_named(toy_data, weights, con
         ("train --method tm --profile broken.yaml", ["broken.yaml"]),
         ("evaluate --method tm --data demo_face", ["demo_face", "demo_faces"]),
         ("evaluate --method tm --data toy2d --split all", ["all", "val"]),
+        ("evaluate --method tm --data toy2d --profile demo_faces", ["profile", "tm", "network"]),
+        (
+            "evaluate --method lddmm --data toy2d --profile paper_rafd",
+            ["paper_rafd", "no constants of lddmm"],
+        ),
+        ("draw --method lddmm --data toy2d --profile toy.yaml", ["toy.yaml", "no constants of lddmm"]),
+        ("export-l2r --method lddmm --data toy2d --out o --profile nope", ["nope", "demo_brains"]),
+        ("methods --size enormous", ["enormous", "huge"]),
+        ("methods --size huge --sources", ["size", "--sources"]),
         ("evaluate --method tm --data toy2d --limit -3 --weights tm.safetensors", ["-3"]),
         (
             "evaluate --method tm --data toy2d --weights nothing.safetensors",

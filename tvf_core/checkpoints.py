@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, comp
         tensors[name] = tensor
     with write_then_rename(Path(path)) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"network": json.dumps(asdict(config))})
+            save_file(tensors, temporary, metadata={"network": json.dumps(config.stored())})
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {' '.join(str(error).split())}") from None
         temporary.chmod(0o644)  # safetensors makes files that only the owner can read
@@ -128,7 +128,8 @@ def load(path: Path, window: tuple[int, ...] | None = None, method: str = "") ->
         )
     try:
         with safe_open(path, "pt") as file:
-            config = NetworkConfig(**json.loads((file.metadata() or {})["network"]))
+            # Files of older versions name options that their method does not have.
+            config, _ = NetworkConfig.fitting(**json.loads((file.metadata() or {})["network"]))
             state = {key: file.get_tensor(key).float() for key in file.keys()}
         for name in [name for name in state if name.endswith(SCALE)]:
             scale, tensor = state.pop(name), state[name.removesuffix(SCALE)]
@@ -177,11 +178,11 @@ def released_config(state: dict[str, torch.Tensor], window: tuple[int, ...] | No
     }
     velocities = _numbered(state, r"reg_heads\.(\d+)\.")
     method = "tm-tvf" if velocities else "tm"
-    rest = {
-        "time_steps": velocities or 8,
-        "integrator": "released",
-        "head": "full" if any(name.startswith("up4.") for name in state) else "half",
-    }
+    rest = {"integrator": "released"}
+    if velocities:
+        rest["time_steps"] = velocities
+    else:
+        rest["head"] = "full" if any(name.startswith("up4.") for name in state) else "half"
     custom = NetworkConfig(method, dim, encoder, **rest)
     named = [NetworkConfig(method, dim, size, **rest) for size in SIZES]
     return next((c for c in named if swin_config(c) == swin_config(custom)), custom)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -86,6 +88,18 @@ def check_points(points: torch.Tensor, displacement: torch.Tensor) -> None:
         )
     if not points.is_floating_point():
         raise TypeError(f"points: expected floating-point voxel coordinates, got {points.dtype}")
+
+
+def check_number(value, name: str, least: float, whole: bool = False, above: bool = False) -> None:
+    """Refuse a value that is no finite number of at least ``least``.
+
+    ``above``: it must be larger than ``least``. ``whole``: it must be an integer.
+    """
+    kind = int if whole else (int, float)
+    right = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if not right or value < least or (above and value == least):
+        limit = f"above {least}" if above else f"of at least {least}"
+        raise ValueError(f"{name}: expected a {'whole ' * whole}number {limit}, got {value!r}")
 
 
 def one_of(value: str, known, what: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -38,22 +38,25 @@ PUBLISHED_WINDOW = {2: (8, 8), 3: (5, 6, 7)}
 class NetworkConfig:
     """What rebuilds a network: it is stored with the weights.
 
+    An option that the method does not have is refused where it is given, and empty where it is not; an option that
+    the method has, but that is not given, takes the method's own value. :meth:`fitting` leaves out what does not fit.
+
     Attributes
     ----------
     method : a name of ``METHODS``.
     dim : 2 or 3.
     size : a name of ``SIZES``; or, written out, the transformer's embed, depths, heads and window, or LapIRN's start,
-        as a dict. VoxelMorph and CycleMorph have one size only.
-    time_steps : N of the TVF methods.
-    integrator : of methods that predict a velocity; default the method's own. ``released`` makes TM, TM-TVF and VM-diff
-        follow the conventions of the released code, as published weights need.
+        as a dict. Default ``demo``. The VoxelMorph networks and CycleMorph have one size only.
+    time_steps : N of the TVF methods; default 8.
+    integrator : of methods that predict a velocity; default the method's own. ``released`` makes TM, TM-TVF, VM-TVF
+        and VM-diff follow the conventions of the released code, as published weights need.
     head : ``full`` or ``half`` resolution of TM; default as published: full for the faces, half for OASIS.
     """
 
     method: str
     dim: int
-    size: str | dict = "demo"
-    time_steps: int = 8
+    size: str | dict = ""
+    time_steps: int | None = None
     integrator: str = ""
     head: str = ""
 
@@ -61,24 +64,50 @@ class NetworkConfig:
         if self.dim not in (2, 3):
             raise ValueError(f"dim: expected 2 or 3, got {self.dim}")
         entry = METHODS[one_of(self.method, METHODS, "method")]
-        if isinstance(self.size, str):
-            one_of(self.size, SIZES, "network size")
         if self.dim not in entry.dims:
             raise ValueError(f"{self.method} works in {entry.dims[0]}D only, not in {self.dim}D")
-        if self.time_steps < 1:
+        own = entry.options(self.dim)
+        for option in ("size", "time_steps", "integrator", "head"):
+            value = getattr(self, option)
+            if value in ("", None):
+                object.__setattr__(self, option, own.get(option, value))
+            elif option not in own:
+                raise ValueError(f"{self.method} {_WITHOUT[option]}: {option} {value!r} would have no effect")
+        if isinstance(self.size, str) and self.size:
+            one_of(self.size, SIZES, "network size")
+        if self.time_steps is not None and self.time_steps < 1:
             raise ValueError(f"time_steps: expected at least 1, got {self.time_steps}")
-        known = (
-            *(("squaring",) if entry.integrator == "squaring" else STEPS),
-            *["released"] * entry.released,
-        )
-        object.__setattr__(
-            self,
-            "integrator",
-            one_of(self.integrator or entry.integrator, known, f"integrator of {self.method}"),
-        )
-        object.__setattr__(
-            self, "head", one_of(self.head or ("full" if self.dim == 2 else "half"), ("full", "half"), "head")
-        )
+        if self.integrator:
+            one_of(self.integrator, entry.integrators, f"integrator of {self.method}")
+        if self.head:
+            one_of(self.head, ("full", "half"), "head")
+
+    @classmethod
+    def fitting(cls, method: str, dim: int, **options) -> tuple[NetworkConfig, dict]:
+        """The configuration with those of the options that the method has, and a dict of the others.
+
+        For what serves many methods at once, as a profile does, and for weights files, which once stored every option
+        whether the method has it or not.
+        """
+        entry = METHODS[one_of(method, METHODS, "method")]
+        own, left = entry.options(dim), {}
+        for option, value in list(options.items()):
+            fits = option != "integrator" or value in entry.integrators
+            if value not in ("", None) and not (option in own and fits):
+                left[option] = options.pop(option)
+        return cls(method, dim, **options), left
+
+    def stored(self) -> dict:
+        """Method, dimension and the options that the method has, as they stand in files."""
+        return {key: value for key, value in asdict(self).items() if value not in ("", None)}
+
+
+_WITHOUT = {
+    "size": "has a network of one size",
+    "time_steps": "has no velocity that changes in time",
+    "integrator": "has no integrator to choose",
+    "head": "has no choice of resolution",
+}
 
 
 class Sourced(NamedTuple):
@@ -96,12 +125,14 @@ class Method:
     ----------
     build : network for a :class:`NetworkConfig`. Called with (moving, fixed) it gives (displacement, velocity or
         None), and it has a ``convention`` (:mod:`tvf_core.networks.transmorph`).
-    solve : ``(moving, fixed) -> Registration`` for methods without a network.
+    solve : ``(moving, fixed, **constants) -> Registration`` for methods without a network.
+    check : of such a method: raises ValueError for a value of a constant that it cannot take.
     losses : for 2D and 3D, loss term -> weight and its source. Label terms are skipped on data without labels,
         as the paper does for the faces.
-    constants : for 2D and 3D, other numbers of the loss, or a solver's settings.
+    constants : for 2D and 3D, other numbers of the loss, or what a method without a network can be told.
     objective : how the terms come about (:mod:`tvf_core.losses.objectives`).
     field, inverse : what is predicted; how good its inverse is, and how it is obtained.
+    sizes, heads : whether its network comes in several sizes; whether its resolution can be chosen.
     integrator : that the network is trained with, unless its configuration says otherwise.
     released : whether its network can also follow the rules of released code (integrator ``released``).
     dims : 2, 3 or both.
@@ -110,7 +141,8 @@ class Method:
 
     title: str
     build: Callable[[NetworkConfig], nn.Module] | None = None
-    solve: Callable[[torch.Tensor, torch.Tensor], Registration] | None = None
+    solve: Callable[..., Registration] | None = None
+    check: Callable[[dict, int], None] | None = None
     losses: dict[int, dict[str, Sourced]] = field(default_factory=dict)
     constants: dict[int, dict[str, Sourced]] = field(default_factory=dict)
     objective: type[Objective] = field(
@@ -118,6 +150,8 @@ class Method:
     )  # a plain default would be documented as a class of its own
     field: str = "displacement"
     inverse: str = "approximate: fixed point"
+    sizes: bool = False
+    heads: bool = False
     integrator: str = "rk4"
     released: bool = False
     dims: tuple[int, ...] = (2, 3)
@@ -127,6 +161,27 @@ class Method:
     @property
     def has_velocity(self) -> bool:
         return self.field.endswith("velocity")
+
+    @property
+    def integrators(self) -> tuple[str, ...]:
+        """What a configuration of its network may name as integrator; nothing where it has none."""
+        if self.build is None:
+            return ()
+        own = (
+            () if not self.has_velocity else tuple(STEPS) if self.integrator in STEPS else (self.integrator,)
+        )
+        return tuple(dict.fromkeys((*own, *["released"] * self.released)))
+
+    def options(self, dim: int) -> dict:
+        """The options of :class:`NetworkConfig` that its network has, with the values they take unless given."""
+        found = {"size": "demo"} if self.sizes else {}
+        if self.build and self.field == "time-varying velocity":
+            found["time_steps"] = 8
+        if self.integrators:
+            found["integrator"] = self.integrator if self.has_velocity else ""
+        if self.heads:
+            found["head"] = "full" if dim == 2 else "half"
+        return found
 
     @property
     def per_pair(self) -> bool:
@@ -225,6 +280,13 @@ _SUM_BESIDE_MEAN = (
     "beside an image term that is a mean, as in the released script (both sums: {}; both means: 1/8; "
     "the script's own energy: lddmm_released)"
 )
+# Of LDDMM pair by pair: the paper solves none, so there is nothing to take over beyond alpha, gamma, beta and N.
+_ALONE = {
+    "steps": "paper, section 3: N",
+    "weight": "ours: the number of TM-TVF_LDDMM's weight; the paper prints none",
+    "scales": "ours: coarse to fine, to the grid of half the image's resolution that TM-TVF has",
+}
+_NEUTRAL = "ours: not tuned to any data"
 _FLOW_BACK = "exact: flow of -v, backwards"
 _FROZEN = (
     "part of the training for which the coarser levels stay frozen once a new level has begun; "
@@ -237,11 +299,6 @@ _NO_FACES = "ours: nothing is published for the faces; the 3D value"
 def _everywhere(**numbers: Sourced) -> dict[int, dict[str, Sourced]]:
     """The same numbers in 2D and 3D."""
     return {2: numbers, 3: numbers}
-
-
-def _settings(values: dict, published: dict, chosen: str) -> dict[str, Sourced]:
-    """Settings of a solver: those that are as published name their source, the others how they were chosen."""
-    return {name: Sourced(value, published.get((name, value), chosen)) for name, value in values.items()}
 
 
 def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
@@ -358,21 +415,22 @@ METHODS = {
     ),
     "convexadam": Method(
         "ConvexAdam, MIND",
-        solve=convexadam.solve,
+        solve=convexadam.register,
+        check=convexadam.check,
         dims=(3,),
         source="Siebert et al. 2021 (Learn2Reg)",
         constants={
-            3: _settings(
-                convexadam.SETTINGS,
-                {item: "default of convexAdam 0.2.0" for item in convexadam.PACKAGE_DEFAULTS.items()},
-                "ours: chosen on validation pairs of the demo brains",
-            )
+            3: {
+                name: Sourced(value, "default of convexAdam 0.2.0")
+                for name, value in convexadam.DEFAULTS.items()
+            }
         },
         code="authors' package convexAdam 0.2.0",
     ),
     "lapirn": Method(
         "LapIRN",
         _lapirn,
+        sizes=True,
         losses=_pyramid(
             Sourced(
                 4.0,
@@ -387,6 +445,7 @@ METHODS = {
     "lapirn-diff": Method(
         "LapIRN, diffeomorphic",
         _lapirn,
+        sizes=True,
         losses=_pyramid(
             Sourced(
                 14.0,
@@ -404,6 +463,7 @@ METHODS = {
     "clapirn": Method(
         "Conditional LapIRN",
         _lapirn,
+        sizes=True,
         losses=_pyramid(
             Sourced(
                 40.0,
@@ -419,24 +479,32 @@ METHODS = {
     "lddmm": Method(
         "LDDMM, pair by pair",
         solve=lddmm.solve,
+        check=lddmm.check,
         field="time-varying velocity",
         inverse=_FLOW_BACK,
         constants={
-            dim: _settings(
-                lddmm.SETTINGS[dim],
-                {(name, number.value): number.source for name, number in _LDDMM[dim].items()},
-                "ours: chosen on validation pairs of the demo data",
-            )
+            dim: {
+                name: Sourced(value, _ALONE.get(name, _NEUTRAL))
+                for name, value in lddmm.DEFAULTS[dim].items()
+            }
+            | _LDDMM[dim]
             for dim in (2, 3)
         },
         source="Beg et al. 2005 (IJCV 61); the paper's eq. 1",
     ),
     "tm": Method(
-        "TM", _tm, released=True, losses=_NCC, source="Chen et al. 2022 (Medical Image Analysis 82)"
+        "TM",
+        _tm,
+        sizes=True,
+        heads=True,
+        released=True,
+        losses=_NCC,
+        source="Chen et al. 2022 (Medical Image Analysis 82)",
     ),
     "tm-tvf-lddmm": Method(
         "TM-TVF_LDDMM",
         _tm_tvf,
+        sizes=True,
         released=True,
         losses={
             2: {
@@ -457,6 +525,7 @@ METHODS = {
     "tm-tvf": Method(
         "TM-TVF",
         _tm_tvf,
+        sizes=True,
         released=True,
         losses=_NCC,
         field="time-varying velocity",
@@ -466,6 +535,7 @@ METHODS = {
     "tm-tvf-released": Method(
         "TM-TVF, released rule",
         _tm_tvf,
+        sizes=True,
         released=True,
         losses=_NCC,
         field="time-varying velocity",

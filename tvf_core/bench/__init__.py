@@ -32,6 +32,15 @@ __all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "of_profile",
 CODE = code_hash(f"import {__name__}")
 OPERATIONS = {**COMPUTATIONS, "loading": loading}
 
+# Option of a setting -> the operations on which it has an effect; an option that is not here has one on all.
+USED_BY = {
+    "labels": ("lncc", "label-dice", "decoder", "forward", "train-step", "loading"),
+    "network": ("attention", "decoder", "forward", "train-step"),
+    "time_steps": ("decoder", "flow", "forward", "train-step"),
+    "batch": tuple(COMPUTATIONS),
+    "compiled": ("forward",),
+}
+
 # Cases that show how the cost grows: operation, forms, and the settings that vary.
 _CUBES = [dict(shape=(n, n, n)) for n in (32, 48, 64, 96, 128)]
 GROWTH = {
@@ -75,6 +84,14 @@ def of_profile(profile: Profile) -> tuple[Setting, tuple[int, ...]]:
     return Setting(shape, labels, profile.size, profile.time_steps, profile.batch), time_steps
 
 
+def check_used(options: list[str], operations: list[str]) -> None:
+    """Refuse an option of a setting that has no effect on any of these operations."""
+    for option in options:
+        users = USED_BY.get(option, operations)
+        if not set(users) & set(operations):
+            raise ValueError(f"{option}: no effect on {', '.join(operations)}; used by {', '.join(users)}")
+
+
 def run(
     operations: list[str],
     setting: Setting = DEFAULT,
@@ -111,13 +128,15 @@ def run(
         raise ValueError(f"{out}: the output must be a file whose name ends in .json")
     for name in operations:
         one_of(name, OPERATIONS, "operation")
+    if forms:
+        known = dict.fromkeys(form for name in operations for form in OPERATIONS[name](setting).forms)
+        for form in forms:
+            one_of(form, known, "variant of these operations")
     start = time.time()
     machine, rows = measure.rates(setting.device), []
     for name in operations:
         for n in time_steps or (setting.time_steps,):
             rows += compare(name, replace(setting, time_steps=n), repeats, forms, machine, progress)
-    if not rows:
-        raise ValueError(f"none of these operations has a variant {' or '.join(map(repr, forms))}")
     versions = {"python": platform.python_version(), "torch": torch.__version__, **peers.versions()}
     result = {"device": _device(setting.device), "versions": versions, "rates": machine, "rows": rows}
     if with_growth:

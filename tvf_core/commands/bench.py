@@ -10,6 +10,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
+from ..checks import one_of
 from ..training import profiles
 from .app import app
 
@@ -30,12 +31,12 @@ def bench(
     compiled: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Time an operation and its memory: this package, the released form, other packages if they are installed.
+    """Time an operation and its memory: this package, the released form, other packages if installed.
 
     Args:
         operation: lncc, label-dice, attention, decoder, flow, forward, train-step, loading, or all.
-        profile: take size, labels, network, batch and N from a profile, e.g. paper_oasis; its data need not be here. N is then
-            measured as in the profile and as in the released scripts, 12.
+        profile: take size, labels, network, batch and N from a profile, e.g. paper_oasis; its data need not
+            be here. N is then measured as in the profile and as in the released scripts, 12.
         size: voxels of the image along each axis; default 96 96 128.
         labels: number of classes, background among them; default 36.
         network: size of TM-TVF: demo, tiny, small, base (the default), large or huge.
@@ -50,10 +51,15 @@ def bench(
     """
     from .. import bench as benchmark  # no other command needs it
 
-    names = list(benchmark.OPERATIONS) if operation == "all" else [operation]
+    names = list(benchmark.OPERATIONS)
+    names = names if operation == "all" else [one_of(operation, [*names, "all"], "operation")]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     setting, known = benchmark.of_profile(profiles.read(profile)) if profile else (benchmark.Setting(), ())
     given = {"shape": size, "labels": labels, "network": network, "batch": batch}
+    asked = [key for key, value in given.items() if value is not None]
+    asked += ["time_steps"] * bool(time_steps) + ["compiled"] * compiled
+    if not growth:  # which measures other operations, too
+        benchmark.check_used(asked, names)
     setting = replace(
         setting,
         device=device,
@@ -62,10 +68,12 @@ def bench(
     )
     result = benchmark.run(names, setting, repeats, variants, growth, out, time_steps=time_steps or known)
     print(
-        f"{result['device']}, torch {result['versions']['torch']}; {' x '.join(map(str, setting.shape))} voxels, batch {setting.batch}, network {setting.network}"
+        f"{result['device']}, torch {result['versions']['torch']}; "
+        f"{' x '.join(map(str, setting.shape))} voxels, batch {setting.batch}, network {setting.network}"
     )
     print(
-        f"{'operation':11} {'variant':34} {'seconds':>9} {'x ours':>7} {'peak MB':>9} {'difference':>10}   floor: seconds"
+        f"{'operation':11} {'variant':34} {'seconds':>9} {'x ours':>7} {'peak MB':>9} {'difference':>10}"
+        "   floor: seconds"
     )
     several = len({row["time_steps"] for row in result["rows"]}) > 1
     for row in result["rows"]:
@@ -89,7 +97,8 @@ def bench(
         )
     for row in result.get("growth", ()):
         print(
-            f"{row['along']:10} {row['value']:>8} {row['op']:11} {row['variant']:24} {row['seconds']:9.4f} s {row['peak_mb']:9.1f} MB"
+            f"{row['along']:10} {row['value']:>8} {row['op']:11} {row['variant']:24} "
+            f"{row['seconds']:9.4f} s {row['peak_mb']:9.1f} MB"
         )
     if out:
         print(out)

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from ..data import load
 from ..evaluation import evaluate as evaluation
 from ..evaluation.results import read_result, title
+from ..training import profiles
 from .app import app
 
 
@@ -20,6 +21,7 @@ def evaluate(
     data: str,
     name: str = "",
     weights: Path | None = None,
+    profile: str = "",
     split: str = "test",
     limit: int = 0,
     image_size: int = 0,
@@ -37,6 +39,8 @@ def evaluate(
         name: name of the result, default the method's. Under names of their own, several trainings of one
             method can be kept and compared. It may have letters, digits, dashes, dots and underscores.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
+        profile: use the constants that this profile names for a method without a network (lddmm, convexadam);
+            default the method's own.
         split: train, val or test.
         limit: evaluate only so many pairs, evenly spread over the split; 0 is all.
         image_size: edge of the images, as in training; 0 is the data set's own size.
@@ -48,6 +52,7 @@ def evaluate(
             data,
             name=name,
             weights=weights,
+            constants=profiles.to_register(profile, method),
             split=split,
             limit=limit,
             image_size=image_size,
@@ -100,7 +105,9 @@ def compare(
 
 
 @app.command(name="export-l2r")
-def export_l2r(method: str, data: str, out: Path, weights: Path | None = None, split: str = "val") -> None:
+def export_l2r(
+    method: str, data: str, out: Path, weights: Path | None = None, profile: str = "", split: str = "val"
+) -> None:
     """Write the submission folder of Learn2Reg's OASIS task of 2021 (half-resolution float16), and score it.
 
     Args:
@@ -108,11 +115,15 @@ def export_l2r(method: str, data: str, out: Path, weights: Path | None = None, s
         data: a 3D data set, e.g. oasis, or the folder of your own.
         out: folder; the files go to task_03 in it. A stopped export continues.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
+        profile: use the constants that this profile names for a method without a network (lddmm, convexadam);
+            default the method's own.
         split: val, the challenge's 19 pairs, or test.
     """
     from ..evaluation import learn2reg  # no other command needs it
 
-    files = learn2reg.export(method, data, out, weights=weights, split=split)
+    files = learn2reg.export(
+        method, data, out, weights=weights, constants=profiles.to_register(profile, method), split=split
+    )
     print(f"{files[0].parent}: {len(files)} displacements, {files[0].name} first")
     if load(data, split).classes:
         found = learn2reg.scores(out, data, split)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..checks import one_of
 from ..data import load
-from ..evaluation.evaluate import load_model
+from ..evaluation.evaluate import check_choices, load_model
 from ..methods import METHODS
 from ..paths import write_then_rename
 from ..reporting import tables
+from ..training import profiles
 from .app import app
 
 
@@ -49,6 +50,7 @@ def draw(
     data: str,
     pair: int = 0,
     weights: Path | None = None,
+    profile: str = "",
     image_size: int = 0,
     out: Path = Path("registration.png"),
 ) -> None:
@@ -59,13 +61,17 @@ def draw(
         data: a data set: a name (python -m data_download list), or the folder of your own.
         pair: number of the test pair.
         weights: a .safetensors file or a released checkpoint; default the shipped weights.
+        profile: use the constants that this profile names for a method without a network (lddmm, convexadam);
+            default the method's own.
         image_size: edge of the images, as in training; 0 is the data set's own size.
         out: PNG to write.
     """
     from ..reporting import figures  # matplotlib is slow to import, and the other commands need none of it
 
+    constants = profiles.to_register(profile, method)
+    check_choices(method, weights, constants)
     pairs = load(data, "test", image_size or None, progress=True)
-    model = load_model(method, pairs, weights)
+    model = load_model(method, pairs, weights, constants)
     if not 0 <= pair < len(pairs):
         raise ValueError(f"pair: expected 0 to {len(pairs) - 1}, got {pair}")
     item = pairs.batch([pair])

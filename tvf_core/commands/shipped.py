@@ -33,7 +33,7 @@ README_PAIR = 30
 
 @app.command(name="train-all")
 def train_all() -> None:
-    """Train every shipped network in runs/ (finished ones are kept), round it into book/weights, evaluate into book/results.
+    """Train every shipped network in runs/ (finished ones are kept), round it into book/weights; evaluate.
 
     Those for the anatomies as well, where these are prepared.
     """
@@ -50,7 +50,7 @@ def train_all() -> None:
 
 @app.command(name="evaluate-all")
 def evaluate_all() -> None:
-    """Evaluate every shipped network on its test split into book/results; renew the README's tables and picture.
+    """Evaluate every shipped network on its test split into book/results; renew what the README shows.
 
     On the anatomies as well, where these are prepared.
     """
@@ -58,7 +58,13 @@ def evaluate_all() -> None:
     for name, profile, rows in _shipped():
         for method in rows:
             print_summary(
-                evaluation.evaluate(method, profile.data, limit=evaluation.enough(method), out=RESULTS)
+                evaluation.evaluate(
+                    method,
+                    profile.data,
+                    constants=profile.to_register(method),
+                    limit=evaluation.enough(method),
+                    out=RESULTS,
+                )
             )
         if name in DEMO_PROFILES:
             table = f"table{1 + DEMO_PROFILES.index(name)}"
@@ -70,7 +76,7 @@ def evaluate_all() -> None:
 
 
 def _shipped():
-    """Profile name, profile and methods of everything whose weights and results come with the book and whose data are here."""
+    """Profile name, profile and methods of all that comes with the book and whose data are here."""
     for name in (*DEMO_PROFILES, "anatomies"):
         profile = profiles.read(name)
         try:

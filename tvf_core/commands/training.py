@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import tyro
 from accelerate import PartialState
 
 from ..paths import runs
@@ -25,9 +26,9 @@ def train(
     seed: int | None = None,
     losses: dict[str, float] | None = None,
     precision: str | None = None,
-    recompute: bool = False,
+    recompute: tyro.conf.DisallowNone[bool | None] = None,
     accumulate: int | None = None,
-    auto_fit: bool = False,
+    auto_fit: tyro.conf.DisallowNone[bool | None] = None,
     resume: str = "auto",
     on_nonfinite: str = "stop",
     save_minutes: float = 2.0,
@@ -39,16 +40,19 @@ def train(
 
     Args:
         method: one of `tvf methods`.
-        profile: a name in notebooks/profiles, or the path of a YAML file; the options down to auto-fit replace its values.
-        steps: optimiser steps.
+        profile: a name in notebooks/profiles, or the path of a YAML file; the options down to auto-fit
+            replace its values.
+        steps: optimiser steps, instead of the profile's steps or epochs.
         batch: pairs per optimiser step, on all devices together.
         lr: initial learning rate.
         seed: of weights, pair order and stochastic depth.
-        losses: terms and weights instead of the method's own, e.g. ssim 1 diffusion 1; see `tvf methods --sources`.
+        losses: terms and weights instead of the method's own, e.g. ssim 1 diffusion 1; see
+            `tvf methods --sources`.
         precision: fp32, bf16 or fp16 for the network; default what accelerate is set to, else fp32.
-        recompute: keep fewer activations, in less memory and somewhat more time.
+        recompute: keep fewer activations, in less memory and somewhat more time; --no-recompute keeps all.
         accumulate: parts of a batch that go through the network one after the other, in less memory.
-        auto_fit: find recompute and accumulate such that a step fits into the memory.
+        auto_fit: find recompute and accumulate, from the given ones on, such that a step fits into the
+            memory; --no-auto-fit takes them as given.
         resume: auto continues an unfinished run, new puts it aside and starts afresh.
         on_nonfinite: stop, or skip a step whose loss or gradient is not finite.
         save_minutes: how often the state is saved.
@@ -63,9 +67,9 @@ def train(
         seed=seed,
         losses=None if losses is None else {method: losses},
         precision=precision,
-        recompute=recompute or None,
+        recompute=recompute,
         accumulate=accumulate,
-        auto_fit=auto_fit or None,
+        auto_fit=auto_fit,
     )
     card = training.train(
         method,
@@ -80,13 +84,14 @@ def train(
     best = card["validation"]
     if PartialState().is_main_process:
         print(
-            f"{card['weights']}: validation {best['metric']} {best['score']:.4f} in {elapsed(card['seconds'])}"
+            f"{card['weights']}: validation {best['metric']} {best['score']:.4f} "
+            f"in {elapsed(card['seconds'])}"
         )
 
 
 @app.command(name="runs")
 def list_all_runs(folder: Path | None = None) -> None:
-    """List training runs, the last changed first: finished, running or stopped, how far, best validation score.
+    """List training runs, the last changed first: their state, how far they are, best validation score.
 
     Args:
         folder: where to look; default runs/.

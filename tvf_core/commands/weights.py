@@ -23,7 +23,8 @@ def convert(
     """Read a checkpoint of the released TransMorph code safely and write it as .safetensors.
 
     Args:
-        released: a released .pth.tar file or a bare state dict of TM, TM-TVF, VM-2, VM-diff, CycleMorph or LapIRN.
+        released: a released .pth.tar file or a bare state dict of TM, TM-TVF, VM-2, VM-diff, CycleMorph or
+            LapIRN.
         out: .safetensors file to write; every bit of the weights is kept.
         method: what it is, where its layers leave it open: tm-tvf-lddmm, lapirn-diff.
         window: attention window, where the file leaves it open; you are told.

@@ -18,7 +18,7 @@ from ..card import code_hash, peak_mb, reset_peak, run_card
 from ..checks import one_of
 from ..data import DATASETS, PairData, load
 from ..methods import METHODS, NetworkConfig
-from ..model import Model
+from ..model import Model, check_to_register
 from ..paths import runs, sha256
 from .kept_rows import kept_rows
 from .results import TEXTS, check_name, check_owner, file_of, write_result
@@ -88,10 +88,14 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) ->
     return row
 
 
-def load_model(method: str, data: PairData, weights: Path | None = None) -> Model:
-    """A method ready to register the pairs of ``data``, with the shipped weights unless others are given."""
-    if METHODS[one_of(method, METHODS, "method")].build is None:
-        return Model(NetworkConfig(method, data.dim))
+def load_model(
+    method: str, data: PairData, weights: Path | None = None, constants: dict | None = None
+) -> Model:
+    """A method ready to register the pairs of ``data``: one with a network has the shipped weights unless others are
+    given, one without has its own constants unless others are given (:class:`tvf_core.model.Model`)."""
+    check_choices(method, weights, constants)
+    if METHODS[method].build is None:
+        return Model(NetworkConfig(method, data.dim), constants=constants)
     weights = Path(weights) if weights else checkpoints.shipped(method, data.name)
     model = checkpoints.load(weights, method="" if weights.suffix == ".safetensors" else method)
     if (model.config.method, model.config.dim) != (method, data.dim):
@@ -102,12 +106,20 @@ def load_model(method: str, data: PairData, weights: Path | None = None) -> Mode
     return model
 
 
+def check_choices(method: str, weights: Path | None = None, constants: dict | None = None) -> None:
+    """Refuse an unknown method, weights without a network for them, and constants that it does not register with."""
+    if weights is not None and not METHODS[one_of(method, METHODS, "method")].build:
+        raise ValueError(f"{method} has no network: it takes no weights")
+    check_to_register(method, constants)
+
+
 def evaluate(
     method: str,
     data: str,
     *,
     name: str = "",
     weights: Path | None = None,
+    constants: dict | None = None,
     split: str = "test",
     limit: int = 0,
     image_size: int = 0,
@@ -127,6 +139,8 @@ def evaluate(
     method, data : names; ``data`` may be the path of a folder (:mod:`tvf_core.data.prepared`).
     name : of the result, default the method's; with names, several trainings of one method can be compared.
     weights : default the shipped ones for this method and data set.
+    constants : name -> value, of a method without a network, in place of its own; for a profile's see
+        :meth:`tvf_core.training.profiles.Profile.to_register`.
     limit : evaluate only this many pairs, evenly spread over the split; 0 is all.
     image_size : edge of the images where the data set has several; 0 is its own.
     out : default ``runs/results``. A summary there is returned as it is if it was made by the same
@@ -145,16 +159,14 @@ def evaluate(
         evaluating under this name; or ``data`` is a folder, and results on other data of the same name lie
         there.
     """
-    entry = METHODS[one_of(method, METHODS, "method")]
-    name = check_name(name or method, method)
-    if weights is not None and not entry.build:
-        raise ValueError(f"{method} has no network: it takes no weights")
+    check_choices(method, weights, constants)
+    entry, name = METHODS[method], check_name(name or method, method)
     pairs = load(data, split, image_size or None, progress)
     folder = (Path(out) if out else runs() / "results") / pairs.name
     check_owner(name, method, folder)
     if str(data) not in DATASETS:
         _refuse_other_data(folder, pairs)
-    model = load_model(method, pairs, weights)
+    model = load_model(method, pairs, weights, constants)
     weights = Path(weights) if weights else checkpoints.shipped(method, pairs.name)
     chosen = pairs.spread(limit)
     settings = _settings(model, pairs, chosen, weights)
@@ -196,6 +208,7 @@ def _settings(model: Model, pairs: PairData, chosen: list[int], weights: Path) -
         "labels": list(pairs.label_names),
         "weights": sha256(weights)[:16] if entry.build else None,
         "integrator": model.config.integrator if entry.has_velocity and entry.build else None,
+        "constants": model.constants or None,
     }
 
 

@@ -28,7 +28,7 @@ from ..checks import check_field
 from ..data import load
 from ..methods import METHODS
 from ..paths import sha256, write_json, write_then_rename
-from .evaluate import load_model
+from .evaluate import check_choices, load_model
 
 TASK = "task_03"
 CODE = code_hash(f"import {__name__}")
@@ -90,6 +90,7 @@ def export(
     out: Path,
     *,
     weights: Path | None = None,
+    constants: dict | None = None,
     split: str = "val",
     progress: bool = True,
 ) -> list[Path]:
@@ -97,15 +98,17 @@ def export(
 
     Parameters
     ----------
-    method, data, weights : as in :func:`tvf_core.evaluation.evaluate.evaluate`. The data are 3D, and the
-        names of their images end in numbers.
+    method, data, weights, constants : as in :func:`tvf_core.evaluation.evaluate.evaluate`. The data are 3D,
+        and the names of their images end in numbers.
     out : folder. ``submission.json`` in it tells what the submission was made from. If the folder was begun
-        with the same method, weights, data and code, the missing files are added; with others it is an error.
+        with the same method, weights, constants, data and code, the missing files are added; with others it
+        is an error.
 
     Returns
     -------
     The files, in the order of the pairs.
     """
+    check_choices(method, weights, constants)
     pairs = load(data, split, None, progress)
     if pairs.dim != 3 or any(s % 2 for s in pairs.shape):
         raise ValueError(
@@ -115,7 +118,7 @@ def export(
     names = [file_name(pairs.pair_name(k)) for k in range(len(pairs))]
     if len(set(names)) < len(names):
         raise ValueError(f"{data}: two pairs have the same numbers; Learn2Reg could not tell them apart")
-    model = load_model(method, pairs, weights)
+    model = load_model(method, pairs, weights, constants)
     weights = Path(weights) if weights else checkpoints.shipped(method, pairs.name)
     about = {
         "method": method,
@@ -124,6 +127,7 @@ def export(
         "origin": pairs.fingerprint(),
         "code": CODE,
         "weights": sha256(weights)[:16] if METHODS[method].build else None,
+        "constants": model.constants or None,
     }
     card, folder = Path(out) / "submission.json", Path(out) / TASK
     if card.is_file() and json.loads(card.read_text()) != about:

@@ -31,7 +31,7 @@ def standard_terms(
     Parameters
     ----------
     weights : term -> weight; the terms are listed below.
-    constants : alpha, gamma, beta of the LDDMM terms.
+    constants : of the LDDMM terms, if they are among the weights: alpha, gamma, and beta of ``lddmm``.
     batch : ``moving``, ``fixed`` (B, 1, *S) and, for label terms, ``moving_labels``, ``fixed_labels``.
     displacement, velocity : outputs of the network.
     classes : number of labels including background. It is 0 for data without labels; label terms are then
@@ -65,6 +65,8 @@ def standard_terms(
     return _weighted(weights, terms, classes)
 
 
+# Term -> the constants that it uses.
+CONSTANTS = {"lddmm": ("alpha", "gamma", "beta"), "lddmm_released": ("alpha", "gamma")}
 VELOCITY_TERMS = ("velocity_diffusion", "lddmm", "lddmm_released")
 TERMS = ("lncc", "ssim", "mse", *LABEL_TERMS, "diffusion", *VELOCITY_TERMS)
 

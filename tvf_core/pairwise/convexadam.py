@@ -16,8 +16,9 @@ What the adapter adds to ``convexAdam.convex_adam_MIND.convex_adam_pt``, version
   edge 47 and 53, 0.3 at most once edge values fill the size up to a multiple of both spacings, as here.
 - **Size.** With n cells along an axis, its Adam stage turns displacements to [-1, 1] by 2/(n - 1) but samples
   in the convention where a cell is 2/n wide. What it returns is thus too small by (n - 1)/n along each axis:
-  by 2% to 5% for n of 50 to 20. Dividing by that gives voxels: known translations come back within 3% instead of
-  3% to 8% short, and validation Dice of the demo brains rises by 0.003 to 0.005. ``rescale=False`` leaves it out.
+  by 2% to 5% for n of 50 to 20. Dividing by that gives voxels: known translations come back within 3% instead
+  of 3% to 8% short, and validation Dice of the demo brains rises by 0.003 to 0.005. ``rescale=False`` leaves
+  the division out.
 - **Quiet.** float32 on any device (the package's float16 stores 4 voxels in steps of 0.004), the
   caller's warning filters, random numbers and gradient mode as they were.
 """
@@ -31,17 +32,18 @@ import torch
 import torch.nn.functional as F
 
 from .. import fields
-from ..checks import check_pair, one_of, spatial_rank
+from ..checks import check_number, check_pair, one_of, spatial_rank
 from ..registration import Registration
 
 INSTALL = "pip install convexadam==0.2.0"
 
+# The defaults of the authors' package, made for voxels of 1 mm. Profiles name other values for other data.
 # mind_r, mind_d : radius of the descriptor's patches and how far apart they lie, voxels.
 # grid_sp, disp_hw : spacing of the search's cells in voxels, and its reach, +-disp_hw cells along each axis.
 # grid_sp_adam, selected_niter : spacing and iterations of the Adam stage.
 # lambda_weight : of its diffusion penalty; 0 leaves the stage out.
-# selected_smooth : odd width of three final box filters; 0 is none.
-PACKAGE_DEFAULTS = dict(
+# selected_smooth : odd width of three box filters that end the Adam stage; 0 is none.
+DEFAULTS = dict(
     mind_r=1,
     mind_d=2,
     lambda_weight=1.25,
@@ -52,18 +54,7 @@ PACKAGE_DEFAULTS = dict(
     grid_sp_adam=2,
 )
 
-# Chosen on the 6 validation pairs of the demo brains (3 mm voxels), before any test pair was looked at. The
-# penalty alone matters there: mean Dice 0.802 at 1.25, 0.820 at 0.5, 0.823 at 0.3, with 0, 0.003 and 0.045% of the
-# voxels folded. Spacings of 3 or 4 and another reach change Dice by 0.001; mind_d=1, mind_r=2 and smoothing
-# lose 0.003 to 0.04. For voxels of 1 mm the package's defaults are the place to start.
-SETTINGS = PACKAGE_DEFAULTS | dict(lambda_weight=0.5)
-
 SMALLEST = 3  # cells along an axis, of the search and of Adam: torch refuses to smooth fewer by 3 cells
-
-
-def solve(moving: torch.Tensor, fixed: torch.Tensor) -> Registration:
-    """Align 3D images ``(B, 1, *S)`` in [0, 1] with ``SETTINGS``; see :func:`register`."""
-    return register(moving, fixed)
 
 
 def register(moving: torch.Tensor, fixed: torch.Tensor, *, rescale: bool = True, **settings) -> Registration:
@@ -73,11 +64,17 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, rescale: bool = True,
     ----------
     moving, fixed : (B, 1, *S) float in [0, 1], three spatial axes, on any one device.
     rescale : give displacements in voxels; False: as the package returns them, a few per cent smaller.
-    settings : any of ``PACKAGE_DEFAULTS``, instead of those in ``SETTINGS``.
+    settings : any of ``DEFAULTS``, with another value.
 
     Returns
     -------
     Registration with a float32 displacement and no velocity.
+
+    Raises
+    ------
+    ValueError : an unknown setting, or one with a value that it cannot have; images that are not 3D, too
+        small, or of one intensity.
+    ImportError : the authors' package is not installed.
 
     Notes
     -----
@@ -87,15 +84,14 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, rescale: bool = True,
     Examples
     --------
     >>> import torch
-    >>> from tvf_core.baselines import convexadam
+    >>> from tvf_core.pairwise import convexadam
     >>> moving = torch.rand(1, 1, 20, 18, 17, generator=torch.Generator().manual_seed(0))
     >>> convexadam.register(moving, moving.roll(1, dims=2), selected_niter=5).displacement.shape
     torch.Size([1, 3, 20, 18, 17])
     """
-    for name in settings:
-        one_of(name, PACKAGE_DEFAULTS, "setting of ConvexAdam")
-    settings = SETTINGS | settings
-    _check(moving, fixed, settings)
+    check(settings)
+    settings = DEFAULTS | settings
+    _check_images(moving, fixed, settings)
     convex_adam_pt = _package()
 
     moving, fixed = moving.detach(), fixed.detach()
@@ -109,8 +105,9 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, rescale: bool = True,
 
     displacements = []
     for pair in zip(moving, fixed):
-        # Adam needs gradients, whatever mode the caller is in, and float32; a layer that the package makes only to
-        # overwrite its weights draws random numbers; its calls without align_corners= make torch warn.
+        # Adam needs gradients, whatever mode the caller is in, and float32; a layer that the package makes
+        # only to overwrite its weights draws random numbers; its calls without align_corners= make torch
+        # warn.
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -133,7 +130,21 @@ def register(moving: torch.Tensor, fixed: torch.Tensor, *, rescale: bool = True,
     return Registration(displacement, fields.warp(moving, displacement))
 
 
-def _check(moving: torch.Tensor, fixed: torch.Tensor, settings: dict) -> None:
+def check(settings: dict, dim: int = 3) -> None:
+    """Raise a ValueError for an unknown name among ``settings``, or a value that it cannot have."""
+    for name, value in settings.items():
+        one_of(name, DEFAULTS, "setting of ConvexAdam")
+        least = 0 if name in ("lambda_weight", "selected_smooth") else 1
+        check_number(value, f"ConvexAdam: {name}", least, whole=name != "lambda_weight")
+    settings = DEFAULTS | settings
+    smooth = settings["selected_smooth"]
+    if smooth and smooth % 2 == 0:
+        raise ValueError(f"ConvexAdam: selected_smooth must be odd, or 0 for none, got {smooth}")
+    if smooth and settings["lambda_weight"] == 0:
+        raise ValueError(f"ConvexAdam: selected_smooth {smooth} has no effect where lambda_weight is 0")
+
+
+def _check_images(moving: torch.Tensor, fixed: torch.Tensor, settings: dict) -> None:
     """One-line errors for what the package cannot do, or does wrongly without a word."""
     if spatial_rank(moving, "moving") != 3:
         raise ValueError(f"ConvexAdam: the authors' package is 3D only, got moving {tuple(moving.shape)}")
@@ -147,10 +158,6 @@ def _check(moving: torch.Tensor, fixed: torch.Tensor, settings: dict) -> None:
             f"ConvexAdam: with grid_sp={settings['grid_sp']} and grid_sp_adam={settings['grid_sp_adam']} "
             f"each axis needs at least {smallest} voxels, got {tuple(moving.shape[2:])}"
         )
-    if settings["selected_smooth"] and settings["selected_smooth"] % 2 == 0:
-        raise ValueError(
-            f"ConvexAdam: selected_smooth must be odd, or 0 for none, got {settings['selected_smooth']}"
-        )
     for name, images in (("moving", moving), ("fixed", fixed)):
         flat = images.flatten(1)
         if (flat.amin(1) == flat.amax(1)).any():  # MIND divides by its own variance
@@ -158,7 +165,7 @@ def _check(moving: torch.Tensor, fixed: torch.Tensor, settings: dict) -> None:
 
 
 def _package():
-    """The package's function, imported on first use and without its filter for all warnings of the process."""
+    """The package's function, imported on first use, without its filter for all warnings of the process."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -19,6 +19,7 @@ from ..evaluation.results import file_of, read_results, title
 from ..methods import METHODS, RECIPE, NetworkConfig
 from ..model import Model
 from ..paths import RESULTS, ROOT, runs, write_then_rename
+from ..training import profiles
 
 # Columns of a table that the paper does not have: metric measured here -> heading.
 BEYOND = {
@@ -135,14 +136,18 @@ def significance(
 
 
 def methods(size: str = "demo") -> tuple[list[str], list[list[str]]]:
-    """Header and a row per method; the numbers of parameters are those of a network ``size``."""
+    """Header and a row per method; the numbers of parameters are those of a network ``size``.
+
+    Networks that come in one size only are counted in that (``METHODS[name].sizes``).
+    """
     rows = []
     for name, m in METHODS.items():
         counts = ["–", "–"]
         if m.build:
             with torch.device("meta"):  # takes no memory
                 networks = [
-                    Model(NetworkConfig(name, dim, size)).network if dim in m.dims else None for dim in (2, 3)
+                    Model(NetworkConfig.fitting(name, dim, size=size)[0]).network if dim in m.dims else None
+                    for dim in (2, 3)
                 ]
             counts = [
                 f"{sum(p.numel() for p in n.parameters()):,}" if n is not None else "–" for n in networks
@@ -168,15 +173,28 @@ def methods(size: str = "demo") -> tuple[list[str], list[list[str]]]:
 
 
 def sources() -> tuple[list[str], list[list[str]]]:
-    """Header and a row per number of every method's training: where it is from, and what is open."""
+    """Header and a row per number of every method: where it is from, and what is open. Below the numbers of a method
+    without a network stand those with which the profiles replace them for their data."""
     rows = [["all", "", what, value, source] for what, value, source in RECIPE]
     for name, m in METHODS.items():
         numbers = {dim: m.losses.get(dim, {}) | m.constants.get(dim, {}) for dim in m.dims}
         for what, number in {item: None for by_name in numbers.values() for item in by_name.items()}:
             dims = "/".join(f"{dim}D" for dim in m.dims if numbers[dim].get(what) == number)
-            value = number.value if isinstance(number.value, str | tuple) else f"{number.value:.4g}"
-            rows.append([name, dims, what, str(value), number.source])
+            rows.append([name, dims, what, _value(number.value), number.source])
+        replaced: dict[tuple, list[str]] = {}
+        for profile in profiles.names() if m.build is None else ():
+            for what, value in profiles.read(profile).to_register(name).items():
+                replaced.setdefault((what, _value(value)), []).append(profile)
+        for (what, value), where in sorted(replaced.items()):
+            rows.append([name, "", what, value, f"profile {', '.join(where)}"])
     return ["method", "dim", "what", "value", "source"], rows
+
+
+def _value(value) -> str:
+    """A number with four digits; a name, or a number for every scale, as it is."""
+    if isinstance(value, str):
+        return value
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else f"{value:.4g}"
 
 
 def plain(header: list[str], rows: list[list[str]]) -> str:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from ..methods import METHODS
+from ..checks import one_of
+from ..integrate import STEPS
+from ..methods import METHODS, SIZES, NetworkConfig
+from ..model import check_constants, check_losses, known_constants, own_terms
 from ..paths import ROOT
 from .sampling import EPOCHS_OF
 
@@ -18,12 +21,18 @@ PRECISIONS = ("", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Profile:
-    """A recipe and how much of it is run; the keys of a profile file and the parameters of notebooks 03 and 04."""
+    """A recipe and how much of it is run: keys of a profile file, and parameters of notebooks 03 and 04.
+
+    One profile serves many methods. What it says of the network (size, time_steps, integrator) goes to those
+    methods that have a choice there; a training names in one line what has no effect on its method and is not
+    the default. What a profile says of a method by name (losses, constants) must be something that this
+    method has (:func:`applied`).
+    """
 
     data: str
     """data set: a name of `tvf_core.data.DATASETS`, or the path of a folder (`tvf_core.data.prepared`)"""
     size: str = "demo"
-    """network size, see `tvf_core.methods.SIZES`"""
+    """network size, see `tvf_core.methods.SIZES`; of methods that come in several"""
     image_size: int = 0
     """edge of the images in pixels; 0 is the data set's own size"""
     time_steps: int = 8
@@ -31,12 +40,13 @@ class Profile:
     integrator: str = ""
     """solver of the TVF methods: euler, heun or rk4; empty is the method's own"""
     steps: int = 0
-    """optimiser steps of a full training; 0 is as many as the epochs take. Of CycleMorph, which sees both directions in one
-    step, half as many, so that every method sees the same number of ordered pairs"""
+    """optimiser steps of a full training; 0 is as many as the epochs take. CycleMorph, which sees both
+    directions in one step, takes half as many, so that every method sees the same number of ordered pairs"""
     epochs: int = 0
-    """epochs of a full training, where steps is 0"""
+    """epochs of a full training, where steps is 0; without effect beside steps"""
     epoch_of: str = "pairs"
-    """`pairs`: an epoch has every pair once in each direction; `images`: every image once with a random partner, in each direction"""
+    """`pairs`: an epoch has every pair once in each direction; `images`: it has every image once with a
+    random partner, in each direction"""
     batch: int = 1
     """pairs per optimiser step, on all devices together"""
     lr: float = 1e-3
@@ -46,7 +56,8 @@ class Profile:
     losses: dict = field(default_factory=dict)
     """method -> loss term -> weight, in place of the method's own"""
     constants: dict = field(default_factory=dict)
-    """method -> constant of its loss -> value, in place of the method's own"""
+    """method -> constant -> value, in place of the method's own: constants of its loss, or, of a method
+    without a network, what it registers with"""
     validations: int = 8
     """how often the weights are scored during the training; the best are kept"""
     validation_pairs: int = 12
@@ -54,14 +65,14 @@ class Profile:
     seed: int = 0
     """of the initial weights, the order of pairs and stochastic depth"""
     precision: str = ""
-    """fp32, bf16 or fp16 of the network's arithmetic; empty is what accelerate is set to, else fp32. Fields, losses and weights
-    stay float32"""
+    """fp32, bf16 or fp16 of the network's arithmetic; empty is what accelerate is set to, else fp32. Fields,
+    losses and weights stay float32"""
     recompute: bool = False
     """keep fewer activations for the backward pass: less memory, somewhat more time"""
     accumulate: int = 1
     """parts in which a batch goes through the network one after the other: less memory, the same step"""
     auto_fit: bool = False
-    """find recompute and accumulate so that a step fits into the memory"""
+    """find recompute and accumulate, from the given ones on, so that a step fits into the memory"""
     live_steps: int = 40
     """steps of the notebook's own short training; 0 skips it"""
     test_pairs: int = 0
@@ -78,6 +89,10 @@ class Profile:
         return check_profile(
             replace(self, **{key: value for key, value in values.items() if value is not None})
         )
+
+    def to_register(self, method: str) -> dict:
+        """Constants that a method without a network registers with instead of its own; else empty."""
+        return {} if METHODS[method].build else self.constants.get(method, {})
 
 
 # What decides neither the weights nor their score: a run may continue with another value.
@@ -125,27 +140,59 @@ def check_profile(profile: Profile, where: str = "profile") -> Profile:
         raise ValueError(f"{where}: needs steps or epochs of at least 1")
     if not 0 <= profile.flip <= 1:
         raise ValueError(f"{where}: flip must be a chance between 0 and 1, got {profile.flip}")
+    one_of(profile.size, SIZES, f"network size in {where}")
+    if profile.integrator:
+        one_of(profile.integrator, STEPS, f"integrator in {where}")
     for key in ("losses", "constants"):
         for method, numbers in getattr(profile, key).items():
             if method not in METHODS:
                 raise ValueError(
                     f"{where}: {key} names {method!r}, which is no method; known: {', '.join(METHODS)}"
                 )
-            if not isinstance(numbers, dict) or not all(
-                isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers.values()
-            ):
+            if not isinstance(numbers, dict):
                 raise ValueError(
                     f"{where}: {key} must be numbers by name for each method, got {numbers!r} for {method}"
                 )
+            try:
+                if key == "losses":
+                    check_losses(method, numbers)
+                else:  # of its own terms, too: `tvf train --losses` may have put others in their place
+                    check_constants(method, numbers, own_terms(method) | profile.losses.get(method, {}))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
     return profile
+
+
+def applied(profile: Profile, method: str, dim: int) -> tuple[Profile, NetworkConfig, dict]:
+    """What a training of one method takes from a profile.
+
+    Returns
+    -------
+    profile : with the constants of this method that its loss terms use, and no others.
+    config : the network, of those of size, time_steps and integrator that the method has.
+    left : name -> value of what has no effect on the method and is not the default of a profile.
+    """
+    options = {key: getattr(profile, key) for key in ("size", "time_steps", "integrator")}
+    config, left = NetworkConfig.fitting(method, dim, **options)
+    left = {key: value for key, value in left.items() if value != getattr(Profile, key)}
+    known, given = known_constants(method, dim, profile.losses.get(method)), profile.constants.get(method, {})
+    left |= {f"constant {key}": value for key, value in given.items() if key not in known}
+    if profile.steps and profile.epochs:
+        left["epochs"] = profile.epochs
+    constants = {method: {key: value for key, value in given.items() if key in known}}
+    return replace(profile, constants=constants), config, left
+
+
+def names() -> list[str]:
+    """Names of the profiles that come with the package."""
+    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
 def read(name: str) -> Profile:
     """A profile by name (``demo_faces``) or by the path of a YAML file."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        raise ValueError(f"unknown profile {name!r}; known: {known}, or the path of a YAML file")
+        raise ValueError(f"unknown profile {name!r}; known: {', '.join(names())}, or the path of a YAML file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -153,3 +200,20 @@ def read(name: str) -> Profile:
     if not isinstance(values, dict):
         raise ValueError(f"profile {name}: expected 'key: value' lines")
     return check(values, f"profile {name}")
+
+
+def to_register(name: str, method: str) -> dict:
+    """Constants that a method registers with by the profile of a name or path; none without a name.
+
+    ValueError where the profile names none for it: the method's own would be used without a word.
+    """
+    if not name:
+        return {}
+    found = read(name).to_register(one_of(method, METHODS, "method"))
+    if METHODS[method].build:
+        raise ValueError(f"profile: {method} registers with its network, whose training alone has constants")
+    if not found:
+        raise ValueError(
+            f"profile: {name} names no constants of {method}; leave it out to use the method's own"
+        )
+    return found

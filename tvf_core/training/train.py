@@ -40,7 +40,7 @@ from ..paths import runs
 from . import memory
 from .history import History, TensorBoard, read_history
 from .interrupts import Interrupts, not_for_children
-from .profiles import EXECUTION, OF_THE_NOTEBOOK, Profile, check_profile
+from .profiles import EXECUTION, OF_THE_NOTEBOOK, Profile, applied, check_profile
 from .run_folder import RunFolder
 from .sampling import PairSampler
 
@@ -91,6 +91,10 @@ def train(
     one_of(resume, ("auto", "new"), "way to resume")
     one_of(on_nonfinite, ("stop", "skip"), "answer to what is not finite")
     check_losses(method, profile.losses.get(method))
+    if not save_minutes >= 0:  # NaN fails too
+        raise ValueError(f"save_minutes: expected 0 (after every step) or more, got {save_minutes}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers: expected 0 or more, got {workers}")
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("tensorboard: the package is not here; install it with: pip install tensorboard")
     AcceleratorState._reset_state()  # else the precision of an earlier training in this process would stay
@@ -120,11 +124,14 @@ def train(
     sampler = PairSampler(data, profile.batch, profile.seed, profile.epoch_of, profile.flip)
     directions = METHODS[method].objective.directions
     steps = -(-(profile.steps or sampler.steps(profile.epochs)) // directions)
-    config = _network_config(method, profile, data)
+    profile, config, left = applied(profile, method, data.dim)
     recipe = _recipe(method, profile, config, data, steps, accelerator.mixed_precision)
     run = RunFolder(Path(out) if out else runs() / data.name / method, recipe, main)
     if resume == "new" and (place := run.put_aside()):
         run.say(f"the run that was in {run.path} is now in {place}")
+    if left:
+        values = ", ".join(f"{key} {value}" for key, value in left.items())
+        run.say(f"{method}: these values of the profile have no effect on it: {values}")
     if card := _from_main(accelerator, run.finished() if main else None):
         for record in card["history"] if watch and main else ():
             watch(record)
@@ -396,14 +403,6 @@ def _from_main(accelerator: Accelerator, value):
     return values[0]
 
 
-def _network_config(method: str, profile: Profile, data: PairData) -> NetworkConfig:
-    """The network that a profile asks for; its solver is for velocities that change in time."""
-    integrator = (
-        profile.integrator if METHODS[method].integrator == "rk4" and METHODS[method].has_velocity else ""
-    )
-    return NetworkConfig(method, data.dim, profile.size, profile.time_steps, integrator)
-
-
 def _recipe(
     method: str, profile: Profile, config: NetworkConfig, data: PairData, steps: int, precision: str
 ) -> dict:
@@ -429,7 +428,7 @@ def _recipe(
             "steps": steps,
             "losses": profile.losses.get(method, {}),
             "constants": profile.constants.get(method, {}),
-            "network": asdict(config),
+            "network": config.stored(),
             "origin": data.origin,
             "labels": bool(data.classes),
             "precision": precision,
