@@ -35,10 +35,13 @@ def loading(s: Setting) -> Operation:
         return [batch[key] for key in ("moving", "fixed", "moving_labels", "fixed_labels")]
 
     def literal():
-        folder.name  # keeps the files for as long as they may be read
-        read = lambda name: torch.from_numpy(np.asarray(nib.load(place / f"{name}.nii.gz").dataobj))[
-            None, None
-        ]  # noqa: E731
+        here = Path(
+            folder.name
+        )  # not ``place``: the files stay for as long as this function holds ``folder``
+
+        def read(name):
+            return torch.from_numpy(np.asarray(nib.load(here / f"{name}.nii.gz").dataobj))[None, None]
+
         return [
             *(read(f"images{k}").float().to(s.device) for k in (0, 1)),
             *(read(f"labels{k}").long().to(s.device) for k in (0, 1)),
