@@ -74,7 +74,7 @@ def prepare(source: Path, root: Path, partial: bool = False, progress: bool = Tr
         recipe = {
             "data set": "oasis",
             "layout": release.layout,
-            "files": originals.digest(files),
+            "files": originals.digest(files, progress),
             "code": code_hash(sys.modules[__name__], layouts, structures),
         }
         if originals.ready(folder, recipe):

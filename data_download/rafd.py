@@ -78,7 +78,7 @@ def prepare(
             "data set": "rafd",
             "crop": box,
             "size": SIZE,
-            "files": originals.digest(paths),
+            "files": originals.digest(paths, progress),
             "split": split(),
             "code": code_hash(sys.modules[__name__]),
         }
