@@ -1,4 +1,4 @@
-"""Files that the user has to get: find them below the folder or archive that was named, and recognise them."""
+"""Files that the user has to get: find them in the folder or archive that was named, and recognise them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz")
 def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
     """All files below a folder, sorted; an archive is unpacked into ``unpacked`` first.
 
-    It is unpacked again only when its name or its content has changed. Hidden files (such as macOS's ``._name``) are
-    left out. Links to folders are followed, but no folder is listed twice, so links that lead in a circle end.
+    It is unpacked again only when its name or its content has changed. Hidden files (such as macOS's
+    ``._name``) are left out. Links to folders are followed, but no folder is listed twice, so links that lead
+    in a circle end.
     """
     source = Path(source)
     if not source.exists():
@@ -68,8 +69,8 @@ def _walk(source: Path) -> Iterator[Path]:
 def digest(files: list[Path], progress: bool = True) -> str:
     """Hash of the files' names (each with its last folder) and contents.
 
-    It reads every byte, at some hundred megabytes a second. Sizes and dates would be quicker, but a file can change
-    without them.
+    It reads every byte, at some hundred megabytes a second. Sizes and dates would be quicker, but a file can
+    change without them.
     """
     sizes = [file.stat().st_size for file in files]
     found = hashlib.sha256()
