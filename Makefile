@@ -10,11 +10,11 @@ PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP   := $(PY) -m pip --disable-pip-version-check install --quiet
 
-# Settings of the caller that would change what a notebook prints or draws.
+# The caller's settings of these two would change what a notebook prints or draws.
 unexport MPLBACKEND PYTHONWARNINGS
 
 .DEFAULT_GOAL := help
-.PHONY: help env data book test notebooks train results serve clean
+.PHONY: help env lint data book test notebooks train results serve clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -34,7 +34,11 @@ $(STAMP): pyproject.toml
 	@$(PIP) -e '.[book,test]'
 	@touch $@
 
-data: env  ## fetch and prepare the 20 real anatomies (32 MB); the book and the tests use them if they are there
+lint: env  ## check style and format of the Python files and the notebooks with ruff; changes nothing
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+data: env  ## fetch (32 MB) and prepare the 20 real anatomies; the book and the tests use them where they are there
 	@$(PY) -m data_download anatomies
 
 book: env  ## execute the notebooks and build the book into _build/html
@@ -42,7 +46,7 @@ book: env  ## execute the notebooks and build the book into _build/html
 
 test: env  ## run the unit tests, then compare every notebook with its stored outputs
 	$(PY) -m pytest
-	rm -rf _build/test-runs  # so that every notebook computes its results again
+	rm -rf _build/test-runs  # every notebook must compute its results again
 	TVF_RUNS=$(CURDIR)/_build/test-runs $(PY) -m pytest --nbval --nbval-current-env notebooks
 
 notebooks: env  ## execute the notebooks and store their outputs (maintainer)
@@ -51,7 +55,7 @@ notebooks: env  ## execute the notebooks and store their outputs (maintainer)
 train: env  ## retrain the shipped weights (maintainer)
 	$(VENV)/bin/tvf train-all
 
-results: env  ## evaluate every method again and store the results (maintainer)
+results: env  ## measure again what older code measured: evaluations and benchmarks (maintainer)
 	$(VENV)/bin/tvf evaluate-all
 
 serve:  ## show the built book on http://127.0.0.1:8000
@@ -60,5 +64,5 @@ serve:  ## show the built book on http://127.0.0.1:8000
 	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 clean:  ## remove _build, runs and caches; keeps .venv
-	rm -rf _build runs .pytest_cache .hypothesis
+	rm -rf _build runs .pytest_cache .ruff_cache .hypothesis
 	find . -name $(VENV) -prune -o -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf

@@ -1,4 +1,4 @@
-"""``python -m data_download {list,anatomies,oasis,rafd}``: see what data sets there are, get them, check them, prepare them."""
+"""The command ``python -m data_download``: it lists the data sets, fetches, checks and prepares them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def before(folder: Path, split: str, progress: bool) -> str:
         moving, fixed = pair["moving_labels"], pair["fixed_labels"]
         scores.append(np.nanmean(metrics.dice(moving, fixed, moving, list(data.label_names))))
     return (
-        f"{split}: {len(data)} ordered pairs, mean Dice over {len(data.label_names)} structures before registration "
-        f"{np.mean(scores):.3f} ± {np.std(scores):.3f}"
+        f"{split}: {len(data)} ordered pairs, mean Dice over {len(data.label_names)} structures "
+        f"before registration {np.mean(scores):.3f} ± {np.std(scores):.3f}"
     )
 
 
@@ -40,8 +40,10 @@ def counts(folder: Path) -> str:
         f.stem.removeprefix("pairs_"): sum(1 for _ in open(f, encoding="utf-8")) - 1
         for f in folder.glob("pairs_*.csv")
     }
-    pairs = "/".join(str(lines[split]) for split in ("train", "val", "test") if split in lines)
-    return f"{len(known['names'])} images of {' x '.join(map(str, known['shape']))}; {pairs} ordered pairs ({'/'.join(s for s in ('train', 'val', 'test') if s in lines)})"
+    splits = [split for split in ("train", "val", "test") if split in lines]
+    pairs = "/".join(str(lines[split]) for split in splits)
+    shape = " x ".join(map(str, known["shape"]))
+    return f"{len(known['names'])} images of {shape}; {pairs} ordered pairs ({'/'.join(splits)})"
 
 
 def list_all(options) -> None:
@@ -71,7 +73,8 @@ def get_oasis(options) -> None:
             ),
         )
     print(
-        f"{folder}: {counts(folder)}\n{oasis.subject_lists(folder)}\n{before(folder, 'val', options.progress)} (the challenge's release: about 0.57)"
+        f"{folder}: {counts(folder)}\n{oasis.subject_lists(folder)}\n"
+        f"{before(folder, 'val', options.progress)} (the challenge's release: about 0.57)"
     )
 
 
@@ -82,16 +85,21 @@ def get_rafd(options) -> None:
     if options.source:
         _told(folder, lambda: rafd.prepare(options.source, options.root, crop, options.progress))
     print(
-        f"{folder}: {counts(folder)}\nlook at {folder / 'preview.png'}: does the crop fit the faces? If not: --crop LEFT TOP SIDE"
+        f"{folder}: {counts(folder)}\n"
+        f"look at {folder / 'preview.png'}: does the crop fit the faces? If not: --crop LEFT TOP SIDE"
     )
 
 
 def _told(folder: Path, prepare) -> None:
     """Prepare a data set, and say so where it was there already."""
-    stamp = lambda: (folder / prepared.ABOUT).stat().st_mtime_ns if (folder / prepared.ABOUT).is_file() else 0  # noqa: E731
-    before = stamp()
+    file = folder / prepared.ABOUT
+
+    def written():
+        return file.stat().st_mtime_ns if file.is_file() else 0
+
+    before = written()
     prepare()
-    if stamp() == before:
+    if written() == before:
         print("already there and verified")
 
 
@@ -122,8 +130,8 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="python -m data_download",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Get, check and prepare the data sets. A command that was stopped continues when it is given again;\n"
-        "one that finds everything in its place only verifies it.",
+        description="Get, check and prepare the data sets. A command that was stopped continues when it is\n"
+        "given again; a command that finds everything in its place only verifies it.",
         epilog=textwrap.dedent("""\
             environment:
               TVF_DATA         default of --root
@@ -153,9 +161,9 @@ def parser() -> argparse.ArgumentParser:
         anatomies.__doc__,
     )
     sub.add_argument(
-        "--spacing", type=float, default=2.5, help="of the voxels: 1, 2 or 2.5 mm (default: %(default)s)"
+        "--spacing", type=float, default=2.5, help="voxel spacing: 1, 2 or 2.5 mm (default: %(default)s)"
     )
-    sub.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    sub.add_argument("--workers", type=int, default=0, help="number of processes (default: one per core)")
     sub = command(
         "oasis",
         get_oasis,
@@ -165,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--source", type=Path, help="folder or archive of one of the releases")
     sub.add_argument("--download", choices=["neurite"], help="fetch the neurite release (6.6 GB)")
     sub.add_argument("--accept-terms", action="store_true", help="you agree to the OASIS data use agreement")
-    sub.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    sub.add_argument("--workers", type=int, default=0, help="number of processes (default: one per core)")
     sub.add_argument(
         "--partial", action="store_true", help="accept fewer subjects or smaller volumes than the release has"
     )

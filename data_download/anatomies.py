@@ -1,8 +1,9 @@
 """Twenty real anatomies: public label maps, aligned, resampled and painted as T1-like images.
 
-The label maps are those of the public repository BBillot/SynthSeg (Apache-2.0). Their shapes are people's; the
-intensities are ours, one mean per structure with texture, blur, bias field and noise. What is measured on them tells
-about real variability of anatomy, not about scanners.
+The label maps are those of the public repository BBillot/SynthSeg (Apache-2.0). The shapes in them are those
+of real people. The intensities are made here: a mean for each structure, then texture, blur, bias field and
+noise. A measurement on these images says something about the real variability of anatomy, and nothing about
+scanners.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _URL = f"https://raw.githubusercontent.com/BBillot/SynthSeg/{COMMIT}/data/traini
 _HERE = Path(__file__).parent
 SUBJECTS = range(1, 21)
 
-# FreeSurfer's number of a structure -> its number in OASIS (left ones; right ones are derived), mean in a T1 image.
+# FreeSurfer's number of a left structure -> its number in OASIS, and its mean intensity in a T1 image. The
+# numbers of the right structures follow from these.
 _LEFT = {
     2: (1, 0.80),
     3: (2, 0.53),
@@ -61,14 +63,16 @@ _RIGHT = {
     28: 60,
 }
 _MIDDLE = {14: (11, 0.14), 15: (12, 0.16), 16: (13, 0.71)}
-# Parts that the maps tell apart and OASIS does not: painted in a tone of their own, labelled as what holds them.
-# Choroid plexus lies in the ventricles, white matter lesions in white matter.
+# Parts that the maps tell apart and OASIS does not. Each is painted in a tone of its own and has the label of
+# the structure that holds it: choroid plexus lies in the ventricles, white matter lesions lie in white
+# matter.
 _PARTS = {136: (4, 0.30), 137: (5, 0.30), 163: (43, 0.30), 164: (44, 0.30), 25: (2, 0.66), 57: (41, 0.66)}
-_FLUID = 0.12  # between the brain and what surrounds it, in fissures
+_FLUID = 0.12  # intensity of the fluid in fissures and around the brain
 
-# Millimetres -> voxels along left, inferior, anterior. 1 mm: the grid of OASIS; the others are cut closer to the brain.
+# Spacing in millimetres -> voxels along left, inferior, anterior. At 1 mm it is the grid of OASIS; the other
+# grids are cut closer to the brain.
 GRIDS = {1.0: (160, 192, 224), 2.0: (80, 80, 96), 2.5: (64, 64, 80)}
-_CENTRE = (0.0, -2.0, 4.0)  # RAS mm of the grids' middle; (0, 0, 0) is the mean of the structures' centroids
+_CENTRE = (0.0, -2.0, 4.0)  # middle of the grids, RAS mm; (0, 0, 0) is the mean of the centroids
 _SEED = 20220711
 
 
@@ -131,7 +135,8 @@ def centroids(file: Path) -> np.ndarray:
     count = np.bincount(found, minlength=64)[list(LABELS)]
     if not count.all():
         raise ValueError(
-            f"{file.name}: has no {OASIS_LABELS[list(LABELS)[int(np.argmin(count))]]}; is it one of the twenty maps?"
+            f"{file.name}: has no {OASIS_LABELS[list(LABELS)[int(np.argmin(count))]]}; "
+            "is it one of the twenty maps?"
         )
     middle = np.stack([np.bincount(found, axis, minlength=64)[list(LABELS)] / count for axis in where], 1)
     return middle @ affine[:3, :3].T + affine[:3, 3]
@@ -167,9 +172,8 @@ def paint(
     """
     rng = np.random.default_rng([_SEED, subject])
     labels, means = _tables()
-    means = means + rng.normal(0, 0.02, means.shape).astype(
-        np.float32
-    )  # tissue differs from person to person
+    # Tissue differs from person to person.
+    means = means + rng.normal(0, 0.02, means.shape).astype(np.float32)
     brain = ndi.binary_closing(labels[numbers] > 0, iterations=3)
     image = means[numbers]
     image = np.where(np.isnan(image), _FLUID, image)
@@ -239,9 +243,8 @@ def prepare(root: Path, spacing: float = 2.5, workers: int = 0, progress: bool =
         raise ValueError(f"spacing: expected {', '.join(f'{s:g}' for s in GRIDS)} mm, got {spacing:g}")
     root = Path(root)
     sources, target = root / "anatomies" / "label_maps", folder(root, spacing)
-    if ready(
-        target, recipe(spacing)
-    ):  # first: what is ready needs neither the maps nor a folder that can be written
+    # This comes first: a data set that is ready needs neither the maps nor a folder that can be written.
+    if ready(target, recipe(spacing)):
         return target, "already there and verified"
     with only_one(root / "anatomies"):
         files, new = fetch(remotes(), sources, progress)
@@ -277,5 +280,6 @@ def prepare(root: Path, spacing: float = 2.5, workers: int = 0, progress: bool =
         )
         return (
             target,
-            f"{new} label maps fetched, {len(files) - new} were there; {len(jobs)} of {len(files)} anatomies painted",
+            f"{new} label maps fetched, {len(files) - new} were there; "
+            f"{len(jobs)} of {len(files)} anatomies painted",
         )

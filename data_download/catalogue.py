@@ -1,4 +1,4 @@
-"""Every data set of the companion: what it is for, how large it is, under which terms, and whether it is here."""
+"""The data sets of the companion: their purpose, size and terms, and whether they are on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tvf_core.paths import cache
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set. ``folders`` below the data root hold it once it is prepared; embedded ones have none."""
+    """One data set. Prepared, it lies in ``folders`` below the data root; an embedded one has none."""
 
     name: str
     title: str

@@ -1,4 +1,9 @@
-"""Bring files of a known hash into a folder: from a mirror or over HTTP, resumed, verified, one process at a time."""
+"""Bring files of a known hash into a folder, from a mirror or over HTTP.
+
+A transfer that broke continues where it broke, every file is verified, and one process at a time works in a
+folder. ``pooch`` is not used for this: it begins a broken download again at its first byte, and one file here
+has 6.6 GB.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ import urllib3
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-CHUNK = 1 << 16  # bytes that a broken connection may cost
+CHUNK = 1 << 16  # the most bytes that are lost when a connection breaks
 WAITS = (1, 4, 10)  # seconds before each new attempt after a broken connection
 TIMEOUT = (15, 60)  # seconds to connect, and between two packets
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -27,7 +32,7 @@ _LOCKS: dict[Path, FileLock] = {}
 
 @dataclass(frozen=True)
 class Remote:
-    """One file: where it is from and what it must be."""
+    """One file: its name, its address, and the hash that its content must have."""
 
     name: str  # file name in the target folder
     url: str
@@ -39,8 +44,8 @@ class Remote:
 def fetch(remotes: Sequence[Remote], folder: Path, progress: bool = True) -> tuple[list[Path], int]:
     """Have every file in ``folder`` with the right hash; fetch those that are missing or damaged.
 
-    Files come from the folder ``$TVF_DATA_MIRROR`` where that is set, else from their URL. One that is not whole yet
-    is ``folder/.NAME.part``, which the next call continues.
+    Files come from the folder ``$TVF_DATA_MIRROR`` where that is set, else from their URL. A file that is not
+    whole yet is named ``folder/.NAME.part``; the next call continues it.
 
     Returns
     -------
@@ -79,10 +84,13 @@ def fetch(remotes: Sequence[Remote], folder: Path, progress: bool = True) -> tup
 
 @contextlib.contextmanager
 def only_one(folder: Path, name: str = ".lock"):
-    """Hold the lock file of that name in a folder (making the folder); OSError if another process or thread does. May be nested."""
+    """Hold the lock file of that name in a folder, which is made if need be.
+
+    OSError if another process or thread holds it. Blocks of one thread may be nested.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder.resolve() / name
-    lock = _LOCKS.setdefault(file, FileLock(file))  # one object per file counts how often it is held
+    lock = _LOCKS.setdefault(file, FileLock(file))  # a FileLock counts how often it is held
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -95,7 +103,10 @@ def only_one(folder: Path, name: str = ".lock"):
 
 @contextlib.contextmanager
 def full_disk(folder: Path, needed: int = 0):
-    """Turn a full disk (or quota) in the block into an OSError of one line; ``needed``: bytes to go, 0 if not known."""
+    """Turn the error of a full disk (or quota) in the block into an OSError of one line.
+
+    ``needed`` is the number of bytes that are still to be written, 0 if it is not known.
+    """
     try:
         yield
     except OSError as error:
@@ -128,14 +139,14 @@ def _size(path: Path) -> int:
 
 
 def _hash(path: Path, remote: Remote) -> str:
-    """Hash of a file in the way, and written as, the remote gives it."""
+    """Hash of a file by the algorithm of ``remote.hash``, written like it: "sha256:<hex>"."""
     algorithm = remote.hash.split(":")[0]
     with open(path, "rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 def _bring(remote: Remote, folder: Path, bar: tqdm) -> None:
-    """Fetch one file; a continued part that turns out wrong is begun anew once."""
+    """Fetch one file. If a continued part has the wrong hash, the file is fetched from its beginning."""
     part = _part(folder, remote)
     mirror = os.path.expanduser(os.environ.get("TVF_DATA_MIRROR", ""))
     while True:
@@ -147,7 +158,7 @@ def _bring(remote: Remote, folder: Path, bar: tqdm) -> None:
             else:
                 _download(remote.url, part, bar)
         except OSError as error:
-            if error.errno in FULL:  # else it would hold the space that is wanting
+            if error.errno in FULL:  # the part would go on filling the disk
                 part.unlink(missing_ok=True)
             raise
         found = _hash(part, remote)
@@ -180,7 +191,7 @@ def _copy(source: Path, part: Path, bar: tqdm) -> None:
 
 
 def _download(url: str, part: Path, bar: tqdm) -> None:
-    """Download the rest of ``part``; what broke on the way is tried again, what the server refuses is not."""
+    """Download the rest of ``part``. A broken connection is tried again; a refusal of the server is not."""
     waits = iter((*WAITS, None))
     while True:
         begun = before = _size(part)
@@ -188,23 +199,22 @@ def _download(url: str, part: Path, bar: tqdm) -> None:
         try:
             with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
                 if begun and answer.status_code == 416:
-                    return  # nothing beyond the part: it is whole or wrong, and the hash tells which
+                    return  # the server has no more bytes: the part is whole or wrong, as its hash will tell
                 answer.raise_for_status()
                 if begun and answer.status_code != 206:
                     bar.update(-begun)
                 with open(part, "ab" if answer.status_code == 206 else "wb") as file:
                     begun = file.tell()
-                    for chunk in answer.raw.stream(CHUNK, decode_content=False):  # a .gz stays one
+                    for chunk in answer.raw.stream(CHUNK, decode_content=False):  # .gz stays compressed
                         file.write(chunk)
                         bar.update(len(chunk))
-                    if file.tell() < begun + int(
-                        answer.headers.get("Content-Length", 0)
-                    ):  # urllib3 1 does not tell
+                    # urllib3 1 does not tell when a connection ends too early.
+                    if file.tell() < begun + int(answer.headers.get("Content-Length", 0)):
                         raise requests.ConnectionError
             return
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             if _size(part) > before:
-                waits = iter((*WAITS, None))  # it came on: what breaks next is another break
+                waits = iter((*WAITS, None))  # bytes came, so this break is a new one with all its attempts
             wait, answer = next(waits), getattr(error, "response", None)
             status = answer.status_code if answer is not None else 0
             if wait is None or 400 <= status < 500 and status not in (408, 429):

@@ -1,7 +1,7 @@
-"""OASIS brains as in the challenge: from any of its releases to one data set with the same axes, names and pairs.
+"""OASIS brains as in the challenge: each release becomes a data set with the same axes, names and pairs.
 
-Which axis of an array points where is taken from the anatomy in the label maps: the pickles have no headers, and one
-release differs from the other in its axes.
+Where the axes of an array point is found from the anatomy in the label maps, since the pickles have no
+headers and the releases differ in their axes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from .parallel import each
 from .structures import LABELS, MIDDLES
 
 ACCESS = """\
-OASIS: T1-weighted brain scans of 414 subjects of OASIS-1 (cross-sectional), skull-stripped, aligned, 160 x 192 x 224 at 1 mm,
-intensities in [0, 1], with label maps of 35 structures; and 39 test images without labels, which not every release has.
+OASIS: T1-weighted brain scans of 414 subjects of OASIS-1 (cross-sectional), skull-stripped, aligned,
+160 x 192 x 224 voxels of 1 mm, intensities in [0, 1], with label maps of 35 structures; and 39 test images
+without labels, which not every release has.
 
-Terms: the OASIS data use agreement, https://www.oasis-brains.org. Acknowledge the OASIS grants; cite Marcus et al. (2007)
-and, for these processed images, HyperMorph (Hoopes et al. 2021).
+Terms: the OASIS data use agreement, https://www.oasis-brains.org. Acknowledge the OASIS grants; cite Marcus
+et al. (2007) and, for these processed images, HyperMorph (Hoopes et al. 2021).
 
 Any of these releases will do; name its folder (or a folder above it, or the archive) with --source:
-  neurite     https://github.com/adalca/medical-datasets: the 3D archive, 6.6 GB; also fetched by --download neurite --accept-terms
+  neurite     https://github.com/adalca/medical-datasets: the 3D archive, 6.6 GB;
+              --download neurite --accept-terms fetches it
   Learn2Reg   https://learn2reg.grand-challenge.org/Datasets: the edition of 2021 or a later one
-  TransMorph  the pickles handed out in the repository TransMorph_Transformer_for_Medical_Image_Registration, 1.3 GB
+  TransMorph  the pickles of the repository TransMorph_Transformer_for_Medical_Image_Registration, 1.3 GB
 """
 
 NEURITE = Remote(
@@ -47,10 +49,8 @@ NEURITE = Remote(
 )
 
 AXES = "LIA"  # to the left, down, to the front: what the published weights were trained on
-_ALIKE, _CLEAR = (
-    0.9,
-    0.1,
-)  # how well an orientation must fit the reference, and by how much better than any other
+_ALIKE = 0.9  # how well an orientation must fit the reference (a correlation)
+_CLEAR = 0.1  # by how much it must fit better than any other
 
 
 def prepare(source: Path, root: Path, partial: bool = False, progress: bool = True, workers: int = 0) -> Path:
@@ -74,7 +74,7 @@ def prepare(source: Path, root: Path, partial: bool = False, progress: bool = Tr
         recipe = {
             "data set": "oasis",
             "layout": release.layout,
-            "files": originals.digest(files),
+            "files": originals.digest(files, progress),
             "code": code_hash(sys.modules[__name__], layouts, structures),
         }
         if originals.ready(folder, recipe):
@@ -131,8 +131,9 @@ def subject_lists(folder: Path) -> str:
 def orientation(labels: np.ndarray, name: str = "labels") -> str:
     """Where the axes of a label map run, such as LIA (the first to the left), from where its structures lie.
 
-    Of the 48 ways in which axes can run, the one in which the middles of the structures come closest to where they
-    are in people (``structures.MIDDLES``): on twenty real brains it fits with a correlation of 0.99, the next with 0.8.
+    Axes can run in 48 ways. It is the one in which the middles of the structures come closest to where they
+    are in people (``structures.MIDDLES``). On twenty real brains it fits with a correlation of 0.99, the next
+    one with 0.8.
     """
     count, centre = np.bincount(labels.ravel(), minlength=36), np.empty((36, 3))
     for axis, length in enumerate(labels.shape):
@@ -143,8 +144,8 @@ def orientation(labels: np.ndarray, name: str = "labels") -> str:
     present = [label for label in MIDDLES if count[label]]
     if len(present) < 8:
         raise ValueError(
-            f"{name}: the label map has only {len(present)} of {len(MIDDLES)} structures by which its orientation can be told; "
-            "get the release again"
+            f"{name}: the label map has only {len(present)} of {len(MIDDLES)} structures by which its "
+            "orientation can be told; get the release again"
         )
     here, there = (x - x.mean(0) for x in (centre[present], np.array([MIDDLES[label] for label in present])))
     products = (
@@ -164,8 +165,8 @@ def orientation(labels: np.ndarray, name: str = "labels") -> str:
     )
     if fits[0][0] < _ALIKE or fits[0][0] - fits[1][0] < _CLEAR:
         raise ValueError(
-            f"{name}: its structures do not lie along the axes as in a brain (fit {fits[0][0]:.2f}, needed {_ALIKE}); "
-            "take the aligned volumes of the release"
+            f"{name}: its structures do not lie along the axes as in a brain (fit {fits[0][0]:.2f}, needed "
+            f"{_ALIKE}); take the aligned volumes of the release"
         )
     return "".join("RAS"[towards] if sign > 0 else "LPI"[towards] for towards, sign in zip(*fits[0][1:]))
 
@@ -179,7 +180,7 @@ def turned(array: np.ndarray, axes: str) -> np.ndarray:
 
 
 def common_orientation(scans: list[Scan], partial: bool) -> tuple[str, tuple[int, ...]]:
-    """Orientation and shape of most of three scans: one that is turned must not set the rule for all."""
+    """Orientation and shape that most of three scans have: one turned scan must not set the rule for all."""
     found = []
     for scan in (scans[0], scans[len(scans) // 2], scans[-1]):
         image, labels = layouts.read(scan)
@@ -197,8 +198,8 @@ def checked_image(name: str, image: np.ndarray) -> np.ndarray:
         raise ValueError(f"{name}: the image is all zero; get it again")
     if low < -0.1 or not 0.3 <= high <= 1.5:  # a little beyond [0, 1], as resampling leaves it, is cut off
         raise ValueError(
-            f"{name}: intensities from {low:.4g} to {high:.4g}, expected [0, 1]; take the normalised image of the "
-            "release (aligned_norm), unchanged"
+            f"{name}: intensities from {low:.4g} to {high:.4g}, expected [0, 1]; take the normalised image "
+            "of the release (aligned_norm), unchanged"
         )
     return image.astype(np.float32, copy=False)
 
@@ -213,7 +214,8 @@ def checked_labels(name: str, image: np.ndarray, labels: np.ndarray) -> np.ndarr
     odd = values[~np.isfinite(values) | (values != np.round(values))]
     if len(odd):
         raise ValueError(
-            f"{name}: the label map holds {odd[0]:.4g}, not whole numbers; take aligned_seg35 of the release, not resampled"
+            f"{name}: the label map holds {odd[0]:.4g}, not whole numbers; "
+            "take aligned_seg35 of the release, not resampled"
         )
     beyond = [f"{v:g}" for v in values if not 0 <= v <= 35]
     if beyond:
@@ -223,7 +225,8 @@ def checked_labels(name: str, image: np.ndarray, labels: np.ndarray) -> np.ndarr
         )
     if values.max() <= 4:
         raise ValueError(
-            f"{name}: the label map holds only {', '.join(f'{v:g}' for v in values)}, as seg4 does; take aligned_seg35 of the release"
+            f"{name}: the label map holds only {', '.join(f'{v:g}' for v in values)}, as seg4 does; "
+            "take aligned_seg35 of the release"
         )
     return labels.astype(np.uint8)
 
@@ -239,7 +242,8 @@ def _put(building: Building, axes: str, shape: tuple, partial: bool, job: tuple[
         mine = orientation(labels, scan.name)
         if mine != axes:
             raise ValueError(
-                f"{scan.name}: flipped or rotated: its orientation is {mine}, the others {axes}; get the release again"
+                f"{scan.name}: flipped or rotated: its orientation is {mine}, the others {axes}; "
+                "get the release again"
             )
         labels = turned(labels, axes)
     building.put(index, turned(image, axes), labels)

@@ -2,11 +2,17 @@
 
 | layout | files | numbers | validation subjects |
 |---|---|---|---|
-| neurite | ``OASIS_OAS1_0438_MR1/aligned_norm.nii.gz``, ``aligned_seg35.nii.gz``; test ``img0001.nii.gz`` | OASIS's, with gaps | 0438..0457 |
-| learn2reg | ``imagesTr/OASIS_0395_0000.nii.gz``, the same in ``labelsTr``; test in ``imagesTs`` | 0001..0414; 0415..0453 | 0395..0414 |
-| pickles | ``All/*.pkl``: (image, labels); ``Test/p_0438_0439.pkl``: a validation pair | OASIS's | 0438..0457 |
+| neurite | ``OASIS_OAS1_0438_MR1/aligned_norm.nii.gz`` | OASIS's, with gaps | 0438..0457 |
+| learn2reg | ``imagesTr/OASIS_0395_0000.nii.gz`` | 0001..0414; tests 0415..0453 | 0395..0414 |
+| pickles | ``All/*.pkl``: image and labels | OASIS's, with gaps | 0438..0457 |
 
-The first is neurite's release and Learn2Reg's of 2021, the second Learn2Reg's since 2022, the third TransMorph's.
+- ``neurite`` is neurite's release and Learn2Reg's of 2021. Labels are ``aligned_seg35.nii.gz`` beside the
+image, test
+  images ``img0001.nii.gz``.
+- ``learn2reg`` is Learn2Reg's release since 2022. Labels have the same name in ``labelsTr``, test images lie
+in
+  ``imagesTs``.
+- ``pickles`` are TransMorph's. A file such as ``Test/p_0438_0439.pkl`` holds a validation pair.
 """
 
 from __future__ import annotations
@@ -42,7 +48,11 @@ _GET = "get the release again, or check that it was unpacked completely"
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan. ``copies`` are the places where it is: NIfTI files (image, labels), or (pickle, number of the image, of the labels)."""
+    """One scan, and the places where it is.
+
+    Each of ``copies`` is (NIfTI file of the image, of the labels), or (pickle, number of the image in it, of
+    the labels).
+    """
 
     name: str
     copies: tuple[tuple, ...]
@@ -85,7 +95,8 @@ def split(layout: str, numbers) -> tuple[list[int], list[int]]:
 def pairs(layout: str, numbers, tests=()) -> dict[str, list[tuple[str, str]]]:
     """Ordered (moving, fixed) names of each split, as in the challenge.
 
-    Training: every two subjects, both ways. Validation and test: fixed k, moving k + 1. No test images, no test split.
+    Training: every two subjects, both ways. Validation and test: fixed k, moving k + 1. No test images, no
+    test split.
     """
     training, validation = split(layout, numbers)
     result = {
@@ -100,7 +111,7 @@ def pairs(layout: str, numbers, tests=()) -> dict[str, list[tuple[str, str]]]:
 
 
 def recognise(source: Path, files: list[Path], partial: bool) -> Release:
-    """The one release among the files; ValueError where there is none, two, or (without ``partial``) not all of it."""
+    """The one release among the files; ValueError for none, two, or (without ``partial``) a part of one."""
     found = {key: _numbered(files, pattern) for key, pattern in _FILES.items()}
     layouts = [
         layout
@@ -109,8 +120,8 @@ def recognise(source: Path, files: list[Path], partial: bool) -> Release:
     ]
     if not layouts:
         raise ValueError(
-            f"{source}: no release of OASIS in it or below (OASIS_OAS1_*_MR1/aligned_norm.nii.gz; imagesTr and labelsTr; "
-            f"or All and Test); {_instead(files)}"
+            f"{source}: no release of OASIS in it or below (OASIS_OAS1_*_MR1/aligned_norm.nii.gz; imagesTr "
+            f"and labelsTr; or All and Test); {_instead(files)}"
         )
     if len(layouts) > 1:
         raise ValueError(
@@ -152,7 +163,10 @@ def _instead(files: list[Path]) -> str:
         n for n in names if re.fullmatch(r"(orig|norm|slice_orig|slice_norm|aligned_orig)\.nii\.gz", n)
     )
     if raw and not names & {"aligned_norm.nii.gz", "aligned_seg35.nii.gz"}:
-        return f"only {', '.join(raw)} of neurite's files; needed are aligned_norm.nii.gz and aligned_seg35.nii.gz of the 3D release"
+        return (
+            f"only {', '.join(raw)} of neurite's files; "
+            "needed are aligned_norm.nii.gz and aligned_seg35.nii.gz of the 3D release"
+        )
     return originals.looks_like(files, "oasis")
 
 
@@ -182,22 +196,22 @@ def _nifti(layout: str, images: dict, labels: dict, tests: dict, files: list[Pat
 
 
 def _pickles(subjects: dict, validation: dict) -> Release:
-    """Validation subjects are taken out of the pair files, where most come twice: once as fixed, once as moving."""
+    """Scans of TransMorph's release. Its validation subjects lie in files of pairs, most of them in two."""
     scans = {int(n): [(file, 0, 1)] for n, file in subjects.items()}
     known = set(VALIDATION["pickles"])
-    first, second = (
-        (1, 0) if _fixed_first(validation) else (0, 1)
-    )  # of a file's images: the moving one, the fixed one
+    first, second = (1, 0) if _fixed_first(validation) else (0, 1)  # number of the moving, of the fixed image
     for number in scans:
         if number in known:
             raise ValueError(
-                f"{subjects[f'{number:04d}']}: a validation subject in All, with those for training; take it away"
+                f"{subjects[f'{number:04d}']}: a validation subject in All, with those for training; "
+                "take it away"
             )
     for pair, file in validation.items():
         fixed, moving = map(int, pair.split("_"))
         if not {fixed, moving} <= known or moving != fixed + 1:
             raise ValueError(
-                f"{file}: not a pair of the challenge (fixed k, moving k + 1 of {min(known):04d}..{max(known):04d}); take it away"
+                f"{file}: not a pair of the challenge "
+                f"(fixed k, moving k + 1 of {min(known):04d}..{max(known):04d}); take it away"
             )
         scans.setdefault(fixed, []).append((file, second, second + 2))  # two images, then their labels
         scans.setdefault(moving, []).append((file, first, first + 2))
@@ -205,9 +219,10 @@ def _pickles(subjects: dict, validation: dict) -> Release:
 
 
 def _fixed_first(validation: dict) -> bool:
-    """Whether the pair files hold the fixed image first. The released code reads the moving one first; two neighbours tell.
+    """Whether the pair files hold the fixed image first; the released code reads the moving image first.
 
-    The middle one of three scans is moving in one file and fixed in the next.
+    Two neighbouring files tell: the middle one of their three scans is moving in one file and fixed in the
+    next.
     """
     for pair, file in validation.items():
         fixed, moving = map(int, pair.split("_"))
@@ -231,7 +246,8 @@ def _complete(layout: str, release: Release, found: dict) -> None:
         ]
         if absent_pairs:
             raise ValueError(
-                f"{len(absent_pairs)} of 19 pairs are missing in Test/: {', '.join(absent_pairs[:5])}; {partly}"
+                f"{len(absent_pairs)} of 19 pairs are missing in Test/: "
+                f"{', '.join(absent_pairs[:5])}; {partly}"
             )
     if absent:
         raise ValueError(
@@ -246,7 +262,10 @@ def _complete(layout: str, release: Release, found: dict) -> None:
 
 
 def headers(release: Release, partial: bool) -> str:
-    """Check shapes and affines as the files' headers tell them; what they say about the orientation, '' for pickles."""
+    """Check the shapes and affines in the files' headers, and give the orientation that they name.
+
+    Pickles have no headers; for them the result is ''.
+    """
     if release.layout == "pickles":
         return ""
     said, shapes, apart = set(), {}, []
@@ -257,14 +276,16 @@ def headers(release: Release, partial: bool) -> str:
         for head in heads[1:]:
             if _plain(head.shape) != shapes[scan]:
                 raise ValueError(
-                    f"{scan.name}: image {shapes[scan]} and labels {_plain(head.shape)} differ in shape; {_GET}"
+                    f"{scan.name}: image {shapes[scan]} and labels {_plain(head.shape)} differ in shape; "
+                    f"{_GET}"
                 )
             if nib.aff2axcodes(head.affine) != nib.aff2axcodes(heads[0].affine):
                 apart.append(scan)
         check_shape(scan, shapes[scan], next(iter(shapes.values())), partial)
     if 0 < len(apart) < len(release.labelled):  # where it is so for all, it says nothing about any
         raise ValueError(
-            f"{apart[0].name}: the headers of image and labels turn them differently, those of other subjects do not; {_GET}"
+            f"{apart[0].name}: the headers of image and labels turn them differently, "
+            f"those of other subjects do not; {_GET}"
         )
     return ", ".join(sorted(said))
 

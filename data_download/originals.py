@@ -1,4 +1,4 @@
-"""What the data sets share that the user has to get: the files below what was named, and what they look like."""
+"""Files that the user has to get: find them in the folder or archive that was named, and recognise them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 from tvf_core.data import prepared
 
@@ -17,9 +20,11 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz")
 
 
 def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
-    """All files below a folder, sorted; an archive is unpacked into ``unpacked`` first, once.
+    """All files below a folder, sorted; an archive is unpacked into ``unpacked`` first.
 
-    Links to folders are followed; hidden files (such as macOS's ``._name``) are left out.
+    It is unpacked again only when its name or its content has changed. Hidden files (such as macOS's
+    ``._name``) are left out. Links to folders are followed, but no folder is listed twice, so links that lead
+    in a circle end.
     """
     source = Path(source)
     if not source.exists():
@@ -29,30 +34,54 @@ def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
     if source.is_file():
         if not source.name.lower().endswith(ARCHIVES):
             raise ValueError(
-                f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)}); name the folder of the original files"
+                f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)}); "
+                "name the folder of the original files"
             )
-        made_from = unpacked.with_name(f".{unpacked.name}.from")  # tells whether it is from this archive
-        archive = f"{source.name} {source.stat().st_size}"
+        made_from = unpacked.with_name(f".{unpacked.name}.from")  # tells from which archive ``unpacked`` is
+        archive = f"{source.name} {digest([source], progress)}"
         if not (unpacked.is_dir() and made_from.is_file() and made_from.read_text() == archive):
-            if made_from.is_file():  # then the folder is one of ours
+            if made_from.is_file():  # an earlier call made the folder; a folder of the user is never deleted
                 shutil.rmtree(unpacked, ignore_errors=True)
             unpacked.parent.mkdir(parents=True, exist_ok=True)
-            made_from.write_text(archive)  # first, so that a stop between the two blocks nothing
+            made_from.write_text(
+                archive
+            )  # before the folder: after a stop between the two, the next call goes on
             unpack(source, unpacked, progress)
         source = unpacked
-    return sorted(
-        Path(folder) / name
-        for folder, _, names in os.walk(source, followlinks=True)
-        for name in names
-        if not name.startswith(".")
-    )
+    return sorted(_walk(source))
 
 
-def digest(files: list[Path]) -> str:
-    """Hash of the files' names (with the last folder) and sizes: cheap, and changes when the source does."""
-    return hashlib.sha256(
-        "\n".join(f"{f.parent.name}/{f.name} {f.stat().st_size}" for f in files).encode()
-    ).hexdigest()[:16]
+def _walk(source: Path) -> Iterator[Path]:
+    """Files below a folder. A folder that can be reached by its own path and by a link has its own path."""
+    seen, queue = set(), [source]
+    for start in queue:  # it grows by the links that are found
+        for folder, folders, names in os.walk(start):
+            if (real := os.path.realpath(folder)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            queue += [link for name in folders if (link := Path(folder) / name).is_symlink()]
+            files = (Path(folder) / name for name in names if not name.startswith("."))
+            yield from (file for file in files if file.is_file())  # no pipes, no links that lead nowhere
+
+
+def digest(files: list[Path], progress: bool = True) -> str:
+    """Hash of the files' names (each with its last folder) and contents.
+
+    It reads every byte, at some hundred megabytes a second. Sizes and dates would be quicker, but a file can
+    change without them.
+    """
+    sizes = [file.stat().st_size for file in files]
+    found = hashlib.sha256()
+    with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="verifying", disable=not progress) as bar:
+        for file, size in zip(files, sizes):
+            found.update(f"{file.parent.name}/{file.name} {size}\n".encode())
+            with open(file, "rb") as content:
+                while block := content.read(1 << 20):
+                    found.update(block)
+                    bar.update(len(block))
+    return found.hexdigest()[:16]
 
 
 def ready(folder: Path, recipe: dict) -> bool:
@@ -75,7 +104,10 @@ def looks_like(files: list[Path], asked: str) -> str:
     if asked != "rafd" and any(n.startswith("Rafd") for n in names):
         return "this looks like RaFD: python -m data_download rafd"
     if scans and all("seg" in f.name.lower() or "label" in f.name.lower() for f in scans):
-        return "it holds label maps without images, as SynthSeg's are (those are for: python -m data_download anatomies)"
+        return (
+            "it holds label maps without images, as SynthSeg's are "
+            "(those are for: python -m data_download anatomies)"
+        )
     if asked != "oasis" and any("OASIS" in f.parent.name + f.name for f in scans):
         return "this looks like OASIS: python -m data_download oasis"
     if asked != "oasis" and any(n.endswith((".pkl", ".pickle")) for n in names):

@@ -1,4 +1,4 @@
-"""Run a function over many items on all cores, with a bar; a stop of the caller stops the workers too."""
+"""Run a function over many items on all cores, with a bar. The workers stop when the caller stops."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def each(function, items, what: str, workers: int = 0, progress: bool = True) ->
 
     Parameters
     ----------
-    function : importable (it is sent to other processes by name); its results must be small.
-    what : of the bar.
+    function : importable, for it is sent to other processes by its name; its results must be small.
+    what : text of the bar.
     workers : processes; 0 takes one per core, 1 works in this process.
     """
     if workers < 0:
@@ -32,7 +32,8 @@ def each(function, items, what: str, workers: int = 0, progress: bool = True) ->
                 results.append(function(item))
                 bar.update()
             return results
-        # Fresh processes: copies of this one would share its locks, and threads of a library do not survive copying.
+        # The processes are fresh ones. Copies of this process would share its locks, and the threads of a
+        # library do not survive copying.
         pool = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent
         )
@@ -44,15 +45,15 @@ def each(function, items, what: str, workers: int = 0, progress: bool = True) ->
             return [job.result() for job in jobs]
         except BrokenProcessPool:
             raise OSError(
-                "a worker process was ended from outside, perhaps for want of memory; the same command continues, "
-                "with fewer of them by --workers 1"
+                "a worker process was ended from outside, perhaps because memory ran out; the same command "
+                "continues, with fewer processes if you add --workers 1"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """Let this worker end when its parent is killed; it would wait for work forever."""
+    """Let this worker end when its parent is killed. Without this it would wait for work forever."""
 
     def wait():
         multiprocessing.parent_process().join()

@@ -1,7 +1,7 @@
-"""The Radboud Faces Database: from the folder of the original photographs to 536 gray images of 256 x 256 and their pairs.
+"""The Radboud Faces Database: its photographs become 536 gray images of 256 x 256 pixels, and pairs of them.
 
-The paper names neither the crop nor the subjects of its split. Both are ours: the crop is a square of 640/681 of the
-width, its middle at 0.46 of the height; the split is drawn once and kept in ``splits.json``.
+The paper names neither the crop nor the subjects of its split. Both are ours: the crop is a square of 640/681
+of the width, its middle at 0.46 of the height; the split is drawn once and kept in ``splits.json``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from .fetch import full_disk, only_one
 ACCESS = """\
 RaFD, the Radboud Faces Database: free, on request, at https://rafd.socsci.ru.nl (formerly rafd.nl).
 
-Who may ask: researchers of an accredited university or research institute, with proof of affiliation (a page of the
-institution, or a publication). Students apply through their supervisor. The account is personal.
+Who may ask: researchers of an accredited university or research institute, with proof of affiliation (a page
+of the institution, or a publication). Students apply through their supervisor. The account is personal.
 
-Terms: scientific use only; no redistribution, of processed copies neither (so what is prepared here stays with you,
-preview.png included); some images may be shown as examples in scientific publications.
+Terms: scientific use only. The images may not be passed on, and neither may processed copies: what is prepared
+here stays with you, preview.png included. Some images may be shown as examples in scientific publications.
 
-Cite: Langner et al. (2010), Presentation and validation of the Radboud Faces Database, Cognition & Emotion 24(8), 1377-1388.
+Cite: Langner et al. (2010), Presentation and validation of the Radboud Faces Database, Cognition & Emotion
+24(8), 1377-1388.
 
-Needed here: the images of camera 090 with frontal gaze, Rafd090_*_frontal.jpg (67 models x 8 expressions = 536).
+Needed here: the images of camera 090 with frontal gaze, Rafd090_*_frontal.jpg (67 models x 8 expressions).
 Others may lie in the folder too; they are not used.
 """
 
@@ -59,9 +60,11 @@ def prepare(
 
     Parameters
     ----------
-    source : folder with the original images, anywhere below it; or an archive, unpacked into ``root/rafd_originals``.
+    source : folder with the original images, anywhere below it; or an archive, unpacked into
+        ``root/rafd_originals``.
     root : folder of the prepared data sets.
-    crop : (left, top, side) of the square to keep, in pixels of the originals; without it as :func:`crop_box` has it.
+    crop : (left, top, side) of the square to keep, in pixels of the originals; without it as :func:`crop_box`
+        has it.
     progress : show a bar.
 
     Returns
@@ -78,7 +81,7 @@ def prepare(
             "data set": "rafd",
             "crop": box,
             "size": SIZE,
-            "files": originals.digest(paths),
+            "files": originals.digest(paths, progress),
             "split": split(),
             "code": code_hash(sys.modules[__name__]),
         }
@@ -109,7 +112,10 @@ def prepare(
 
 
 def select(files: list[Path], source: Path) -> tuple[dict[tuple[int, str], Path], int]:
-    """The 536 images that are used, (model, expression) -> file, model by model; and how many others of RaFD lie there."""
+    """The 536 images that are used, and how many others of RaFD lie there.
+
+    The images are given as (model, expression) -> file, in the order of the models.
+    """
     matches = [(file, match) for file in files if (match := FILE.fullmatch(file.name))]
     if not matches:
         raise ValueError(
@@ -182,8 +188,8 @@ def crop_box(crop: tuple[int, int, int] | None, width: int, height: int) -> list
         )
     if left < 0 or top < 0 or left + side > width or top + side > height:
         raise ValueError(
-            f"crop: left {left}, top {top}, side {side} reaches beyond the images of {width} x {height} pixels; "
-            "give a square that lies inside"
+            f"crop: left {left}, top {top}, side {side} reaches beyond the images of {width} x {height} "
+            "pixels; give a square that lies inside"
         )
     return [left, top, side]
 
@@ -200,11 +206,8 @@ def gray(path: Path, box: list[int]) -> np.ndarray:
 def _readable(path: Path):
     try:
         yield
-    except (
-        OSError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # SyntaxError: PIL on broken files of some formats
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # PIL raises SyntaxError on broken files of some formats.
         raise ValueError(
             f"{path}: cannot be read as an image ({type(error).__name__}); unpack or get it again"
         ) from None

@@ -1,4 +1,4 @@
-"""The 35 structures of OASIS as in Learn2Reg: their numbers, names, and where they lie."""
+"""The 35 structures of OASIS as in Learn2Reg: their numbers, their names, and where they lie."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ LABELS: dict[int, str] = dict(
     )
 )
 
-# RAS millimetres (right, front, up) of the middle of a structure, from the mean of all: the average of the 14 training
-# anatomies, rounded (``middles_mm`` of their dataset.json). Vessels and choroid plexus have no entry.
+# Middle of each structure in RAS millimetres (right, front, up), relative to the mean of all: the average of
+# the 14 training anatomies, rounded (``middles_mm`` of their dataset.json). Vessels and choroid plexus have
+# no entry.
 MIDDLES: dict[int, tuple[int, int, int]] = {
     1: (-26, -6, 21),
     2: (-30, -5, 19),

@@ -1,4 +1,9 @@
-"""Unpack an archive into a new folder: all of it or nothing, and nothing outside that folder."""
+"""Unpack an archive into a new folder: all of it or nothing, and nothing outside that folder.
+
+``tarfile`` (with its filter "data") and ``zipfile`` extract the members. ``shutil.unpack_archive`` is not
+used: it extracts the members before a bad one, leaves out bad members of a zip without a word, writes links
+of a zip as files and takes a tar that was cut between two members for a whole one.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +39,13 @@ FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since 
 def unpack(archive: Path, folder: Path, progress: bool = True) -> Path:
     """Unpack a .tar, .tar.gz, .tgz or .zip into ``folder``, which must not be there yet.
 
-    It grows as ``.NAME.part`` beside ``folder``, so two calls for one folder need ``fetch.only_one`` around them.
+    While it grows, the new folder is named ``.NAME.part``, beside ``folder``. Two calls for one folder at the
+    same time would disturb each other: hold ``fetch.only_one`` around them.
     """
     if os.path.lexists(folder):
         raise FileExistsError(f"{folder} is there already: move it away or choose another folder")
     part = folder.with_name(f".{folder.name}.part")
-    if part.exists():  # left by a killed run
+    if part.exists():  # a run that was killed has left it
         shutil.rmtree(part)
     is_zip = archive.suffix.lower() == ".zip"
     try:
@@ -49,7 +55,8 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> Path:
                 wrong = wrong or (_leaves(name) and "has a name that leaves the folder")
                 if wrong:
                     raise ValueError(
-                        f"{archive}: refused, member {name[:80]!r} {wrong}; if you trust it, unpack it yourself and name the folder"
+                        f"{archive}: refused, member {name[:80]!r} {wrong}; "
+                        "if you trust it, unpack it yourself and name the folder"
                     )
             if not members:
                 raise ValueError(f"{archive}: holds no files")
@@ -76,7 +83,7 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> Path:
 
 
 def _leaves(name: str) -> bool:
-    """Whether a name is not plainly one below the folder, on any system."""
+    """Whether a name could lead out of the folder, on any operating system."""
     return (
         not name
         or name.startswith("/")
@@ -88,7 +95,7 @@ def _leaves(name: str) -> bool:
 
 
 def _zip_members(archive: zipfile.ZipFile) -> list[tuple]:
-    """Every member, its name as written in the archive, its size, and what is wrong with it."""
+    """For every member: the member, its name as the archive has it, its size, and what is wrong with it."""
 
     def wrong(member):
         if member.flag_bits & 1:
@@ -100,15 +107,14 @@ def _zip_members(archive: zipfile.ZipFile) -> list[tuple]:
 
 
 def _tar_members(archive: tarfile.TarFile) -> list[tuple]:
-    """Like :func:`_zip_members`; reads the archive to its end, where gzip's checksum is."""
+    """Like :func:`_zip_members`. It reads the archive to its end, where gzip's checksum is."""
     members = [
         (m, m.name, m.size if m.isreg() else 0, "" if m.isreg() or m.isdir() else "is a link or a device")
         for m in archive
     ]
     archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(
-        tarfile.BLOCKSIZE
-    ):  # tarfile takes a cut between members for the end
+    # A whole tar ends with a block of zeros. ``tarfile`` alone takes a cut between two members for the end.
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError
     while archive.fileobj.read(1 << 20):
         pass

@@ -1,7 +1,8 @@
-"""Read arrays out of a pickle from elsewhere without running what else it may hold.
+"""Read the arrays in a pickle from elsewhere without running any code that the pickle may hold.
 
-Not even NumPy is asked to restore its own objects: a forged description of an array makes it read memory that is not
-the array's. What a pickle says about arrays is noted down by the plain classes below, checked, and only then made one.
+Not even NumPy's own functions restore the arrays: a forged description of an array makes them read memory
+that is not the array's. The plain classes below write down what the pickle says about an array; that is
+checked, and only then is the array made.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ class _Dtype:
 
     def make(self) -> np.dtype:
         if not re.fullmatch(r"[biu][1248]|f[248]", str(self.code)) or self.order not in ("<", ">", "=", "|"):
-            raise Refused(
-                f"expected arrays of numbers, got {str(self.code)[:40]}"
-            )  # objects among them, and records that may hide them
+            # Arrays of Python objects end here, and so do records, whose fields may be objects.
+            raise Refused(f"expected arrays of numbers, got {str(self.code)[:40]}")
         return np.dtype(self.code).newbyteorder(self.order)
 
 
 class _Array:
-    """Shape, numbers and their order: ``_reconstruct`` makes one, ``__setstate__`` fills it."""
+    """Shape, numbers and their order: ``_reconstruct`` makes an empty one, ``__setstate__`` fills it."""
 
     def __init__(self, *_):
         self.state = None
@@ -50,9 +50,7 @@ class _Array:
             raise ValueError(order)
         if isinstance(raw, list):
             raise Refused("expected arrays of numbers, got object")
-        if not isinstance(
-            raw, (bytes, bytearray)
-        ):  # a number would be taken for a size, and filled with zeros
+        if not isinstance(raw, (bytes, bytearray)):  # NumPy would take a number for a size, and give zeros
             raise ValueError(type(raw))
         array = np.frombuffer(raw, dtype.make()).reshape([int(n) for n in shape], order=order)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -65,13 +63,14 @@ def _from_buffer(raw, dtype, shape, order, *_) -> _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocols 0 to 2 write bytes."""
+    """Bytes from the text as which protocols 0 to 2 write them."""
     if encoding != "latin1":
         raise Refused(f"refused, it names the encoding {ascii(encoding)[:20]}, which no array needs")
     return text.encode(encoding)
 
 
-# Where NumPy keeps them changed with NumPy 2; pickles name either place. An array read from a file may be a memory map.
+# NumPy 2 keeps these names in another place than NumPy 1, and a pickle may name either. An array that was
+# read from a file may be a memory map.
 _STANDINS = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "memmap"): _Array,
@@ -84,7 +83,7 @@ _STANDINS = {
 
 class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str):
-        if (module, name) not in _STANDINS:  # a table, so a dotted name leads nowhere
+        if (module, name) not in _STANDINS:  # a look-up in a table: a dotted name leads nowhere
             raise Refused(f"refused, this pickle would run code ({ascii(f'{module}.{name}')[1:-1][:80]})")
         return _STANDINS[module, name]
 
@@ -94,7 +93,10 @@ def _kind(thing) -> str:
 
 
 def load_arrays(path: Path) -> tuple[np.ndarray, ...]:
-    """The arrays of numbers in a pickle of a tuple or list of them; ValueError, and nothing is run, for all else."""
+    """The arrays of numbers in a pickle of a tuple or list of such arrays.
+
+    ValueError for every other content, of which nothing is run.
+    """
     with open(path, "rb") as file:
         try:
             content = _Arrays(file).load()
@@ -106,7 +108,7 @@ def load_arrays(path: Path) -> tuple[np.ndarray, ...]:
                 return tuple(array.make() for array in content)
         except Refused as error:
             raise Refused(f"{path}: {error}") from None
-        except Exception as error:  # broken pickles raise nearly anything
+        except Exception as error:  # a broken pickle may raise nearly any error
             raise ValueError(
                 f"{path}: not a whole pickle of arrays, damaged or cut short ({type(error).__name__})"
             ) from None

@@ -1,6 +1,7 @@
-"""Shared makers of smooth random fields, velocities and images; the golden values; a run folder per test."""
+"""What the tests share: smooth random fields, golden values, tiny data sets, a run folder per test."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -57,19 +58,45 @@ def smooth_field(smooth_velocity):
     return lambda shape, **kwargs: smooth_velocity(shape, steps=1, **kwargs)[:, 0]
 
 
+class Golden:
+    """Golden values: ``golden(name)[array]``; what is not there skips the rest of the test."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, name):
+        file = self.folder / f"{name}.npz"
+        if not file.is_file():
+            pytest.skip(f"{NO_GOLDEN} {name}: no such file in {self.folder}")
+        return GoldenFile(name, np.load(file, allow_pickle=False))
+
+
+class GoldenFile:
+    """The arrays of one file, of which the small files in ``tests/golden`` lack some."""
+
+    def __init__(self, name, arrays):
+        self.name, self.arrays, self.files = name, arrays, arrays.files
+
+    def __getitem__(self, key):
+        if key not in self.files:
+            pytest.skip(f"{NO_GOLDEN} {self.name}: it has no {key}")
+        return self.arrays[key]
+
+
+NO_GOLDEN = "no golden value:"
+
+
 @pytest.fixture
 def golden():
-    """``golden(name)``: arrays of ``$TVF_GOLDEN/<name>.npz``; skips where the folder is not given."""
-    folder = os.environ.get("TVF_GOLDEN")
-    if not folder:
-        pytest.skip("TVF_GOLDEN does not name the folder of golden values")
-    read = lambda name: np.load(Path(folder) / f"{name}.npz", allow_pickle=False)  # noqa: E731
-    read.folder = Path(folder)
-    return read
+    """Golden values of ``$TVF_GOLDEN``, or of ``tests/golden`` where that is not set."""
+    folder = Path(os.environ.get("TVF_GOLDEN") or Path(__file__).parent / "golden")
+    if not folder.is_dir():
+        pytest.fail(f"TVF_GOLDEN: {folder} is no folder")
+    return Golden(folder)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Show how far from the golden values each array came, also when all is well and output is captured."""
+    """Show how far from the golden values each array came, and which golden values were not there."""
     lines = [
         report.capstdout
         for report in terminalreporter.stats.get("passed", [])
@@ -78,10 +105,21 @@ def pytest_terminal_summary(terminalreporter):
     if any(lines):
         terminalreporter.section("golden values: worst differences")
         terminalreporter.write("".join(lines))
+    lacking = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        if NO_GOLDEN in reason:
+            lacking[reason.split(NO_GOLDEN)[1].split(":")[0].strip()] += 1
+    if lacking:
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(lacking.items()))
+        terminalreporter.write_line(
+            f"golden values: {len(lacking)} files are not there or not whole, "
+            f"so {lacking.total()} tests stopped before or at a comparison: {listed}"
+        )
 
 
 def lively(model, scale=0.05):
-    """Give the layers that predict fields, which start at nearly zero, weights that move something."""
+    """Give the layers that predict fields, which start at nearly zero, weights that move the image."""
     torch.manual_seed(1)
     last = [
         m
@@ -101,11 +139,12 @@ def lively(model, scale=0.05):
 
 @pytest.fixture
 def toy_data(monkeypatch):
-    """Register tiny data sets: ``toy2d``, ``toy3d``, ``toy3d_long`` (with labels) and ``toy_plain`` (2D, without).
+    """Register tiny data sets: ``toy2d``, ``toy3d``, ``toy3d_long`` with labels, ``toy_plain`` (2D) without.
 
-    In ``toy3d_long`` no level of a network has two voxels along the first axis, where bf16 on a processor goes wrong.
-
-    Ellipsoids of two tissues at slightly different places; image 0 to 3 train, 4 and 5 validate, 6 and 7 test."""
+    They show ellipsoids of two tissues at slightly different places. Images 0 to 3 train, 4 and 5 validate,
+    6 and 7 test. In ``toy3d_long`` no level of a network has two voxels along the first axis, where bf16 on a
+    processor goes wrong.
+    """
     from tvf_core.data import pairs
 
     def register(name, shape, labelled):

@@ -6,7 +6,10 @@ from tvf_core import card
 
 FILES = {
     "__init__.py": '"""A package."""\n',
-    "used.py": '"""Its docstring."""\nfrom . import deep\nfrom .sub.inner import VALUE\n\n\ndef work(x):\n    """Docs."""\n    return deep.twice(x) + VALUE  # why\n',
+    "used.py": (
+        '"""Its docstring."""\nfrom . import deep\nfrom .sub.inner import VALUE\n\n\n'
+        'def work(x):\n    """Docs."""\n    return deep.twice(x) + VALUE  # why\n'
+    ),
     "deep.py": "def twice(x):\n    return 2 * x\n",
     "sub/__init__.py": "",
     "sub/inner.py": "VALUE = 3\nTEXT = '# not a comment'\n",
@@ -16,12 +19,12 @@ FILES = {
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """``package({file: text})`` writes the package ``toy`` with some files replaced and gives the hash of what imports ``toy.used``."""
+    """A function that writes the package ``toy`` with some files replaced, and hashes what imports ``toy.used``."""
     monkeypatch.setattr(card, "ROOT", tmp_path)
     monkeypatch.setattr(card, "PACKAGES", ("toy",))
 
-    def write(changed={}, source="import toy.used"):
-        for name, text in (FILES | changed).items():
+    def write(changed=(), source="import toy.used"):
+        for name, text in (FILES | dict(changed)).items():
             path = tmp_path / "toy" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

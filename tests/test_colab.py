@@ -1,4 +1,4 @@
-"""Google Colab, without being there: our requirements against what it ships, and the set-up cells against a repository and a drive of our own."""
+"""Google Colab without being there: its packages against our requirements, its cells against stand-ins."""
 
 import ast
 import json
@@ -93,8 +93,10 @@ def test_notebooks_import_nothing_that_neither_colab_nor_our_requirements_have()
 
 
 def test_what_the_setup_uses_is_there_before_anything_is_installed():
-    """``tvf_core.reporting.colab`` is imported first: it, and what it imports, must need the standard library only."""
-    for source in card.closure("from tvf_core import colab").values():
+    """``tvf_core.reporting.colab`` comes first: all that it imports must be in the standard library."""
+    used = card.closure("from tvf_core.reporting import colab")
+    assert "tvf_core.reporting.colab" in used
+    for source in used.values():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
                 assert all(a.name.split(".")[0] in sys.stdlib_module_names for a in node.names)
@@ -107,7 +109,7 @@ def test_every_notebook_opens_with_the_same_setup_at_this_version():
         cells = nbformat.read(path, as_version=4).cells
         assert cells[0].cell_type == "markdown" and cells[1].source == setup(), path.name
         assert "remove-cell" in cells[1].metadata["tags"] and cells[1].outputs == []
-    assert f'"--branch", "v{tvf_core.__version__}"' in setup()
+    assert f'tag = "v{tvf_core.__version__}"\n' in setup()
     for number in ("03", "04"):
         assert "keep_on_drive" in code_cells(next(p for p in NOTEBOOKS if p.name.startswith(number)))[1]
 
@@ -117,14 +119,16 @@ def setup():
 
 
 def on_colab(tmp_path, *cells, **environment):
-    """Run cells in a folder of their own with a stand-in for Colab's module, away from this package; give what it prints."""
+    """Run cells in a folder of their own, away from this package, with a stand-in for Colab's module.
+
+    Gives the finished process with what it printed.
+    """
     folder, package = tmp_path / "content", tmp_path / "site" / "google" / "colab"
     folder.mkdir(exist_ok=True)
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text("")
-    (package / "drive.py").write_text(
-        f"def mount(place):\n    from tvf_core import colab\n    colab.DRIVE = {str(tmp_path / 'drive')!r}\n"
-    )
+    lines = ["from tvf_core.reporting import colab", f"colab.DRIVE = {str(tmp_path / 'drive')!r}"]
+    (package / "drive.py").write_text("\n    ".join(["def mount(place):", *lines]) + "\n")
     lines = [
         "import google.colab, sys",
         "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]",
@@ -143,32 +147,50 @@ def on_colab(tmp_path, *cells, **environment):
     )
 
 
+def git(place, *args):
+    command = ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@y", *args]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """The package, as a repository with the tag of its version."""
+    """The package as a repository: a commit with the tag of its version, then one on the default branch."""
     place = tmp_path_factory.mktemp("origin")
-    git = lambda *args: subprocess.run(
-        ["git", "-C", str(place), "-c", "user.name=x", "-c", "user.email=x@y", *args],
-        check=True,
-        capture_output=True,
-    )  # noqa: E731
-    for name in ["pyproject.toml", *(str(f.relative_to(ROOT)) for f in (ROOT / "tvf_core").glob("*.py"))]:
-        (place / name).parent.mkdir(exist_ok=True)
+    for name in ["pyproject.toml", *(str(f.relative_to(ROOT)) for f in (ROOT / "tvf_core").rglob("*.py"))]:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes((ROOT / name).read_bytes())
-    git("init", "--quiet")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "x")
-    git("tag", f"v{tvf_core.__version__}")
+    git(place, "init", "--quiet")
+    git(place, "add", ".")
+    git(place, "commit", "--quiet", "-m", "x")
+    git(place, "tag", f"v{tvf_core.__version__}")
+    git(place, "commit", "--quiet", "--allow-empty", "-m", "later")
     return place
 
 
 def test_the_setup_brings_the_repository_once_and_puts_it_on_the_path(repository, tmp_path):
-    for _ in range(2):  # the second time, nothing is cloned
+    package = str(tmp_path / "content" / "tmtvf-companion" / "tvf_core" / "__init__.py")
+    told = f"tmtvf-companion: version v{tvf_core.__version__}"
+    for printed in ([told, package], [package]):  # the second time, nothing is cloned
         done = on_colab(tmp_path, setup(), TVF_REPOSITORY=str(repository))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [
-            str(tmp_path / "content" / "tmtvf-companion" / "tvf_core" / "__init__.py")
-        ]
+        assert done.stdout.splitlines() == printed
+    cloned = tmp_path / "content" / "tmtvf-companion"
+    assert git(cloned, "log", "-1", "--format=%s") == "x"  # the tag, not what came later
+
+
+def test_without_the_tag_of_its_version_the_setup_takes_the_default_branch_and_says_so(repository, tmp_path):
+    untagged = tmp_path / "untagged"
+    subprocess.run(["git", "clone", "--quiet", "--no-tags", str(repository), str(untagged)], check=True)
+    done = on_colab(tmp_path, setup(), TVF_REPOSITORY=str(untagged))
+    assert done.returncode == 0, done.stderr
+    tag = f"v{tvf_core.__version__}"
+    assert done.stdout.splitlines()[0] == f"tmtvf-companion: no tag {tag}, so the default branch"
+    assert git(tmp_path / "content" / "tmtvf-companion", "log", "-1", "--format=%s") == "later"
+
+
+def test_an_address_without_a_repository_stops_the_setup(tmp_path):
+    done = on_colab(tmp_path, setup(), TVF_REPOSITORY=str(tmp_path / "nothing"))
+    assert done.returncode and "nothing" in done.stderr and "no tag" not in done.stdout
 
 
 def test_the_setup_asks_for_the_address_where_colab_does_not_tell_it(tmp_path):
@@ -179,8 +201,9 @@ def test_the_setup_asks_for_the_address_where_colab_does_not_tell_it(tmp_path):
 
 
 def test_the_address_is_read_from_what_colab_says_of_the_session():
-    pattern = re.search(r're\.search\(r"(.*?)",', setup())[1]
-    session = '[{"path":"fileId=https://github.com/some-one/a.book/blob/main/notebooks/03_train_faces.ipynb","name":"03"}]'
+    pattern = re.search(r're\.search\(\s*r"(.*?)",', setup())[1]
+    file = "https://github.com/some-one/a.book/blob/main/notebooks/03_train_faces.ipynb"
+    session = f'[{{"path":"fileId={file}","name":"03"}}]'
     assert re.search(pattern, session)[0] == "https://github.com/some-one/a.book"
     assert re.search(pattern, '[{"path":"fileId=1aBcD","name":"Copy of 03"}]') is None
 
@@ -190,7 +213,7 @@ def test_runs_are_kept_on_the_drive(repository, tmp_path):
     done = on_colab(tmp_path, setup(), drive, "print(os.environ['TVF_RUNS'])", TVF_REPOSITORY=str(repository))
     assert done.returncode == 0, done.stderr
     place = tmp_path / "drive" / "MyDrive" / "tvf" / "runs"
-    assert done.stdout.splitlines()[:2] == [f"runs are kept in {place}", str(place)] and place.is_dir()
+    assert done.stdout.splitlines()[1:3] == [f"runs are kept in {place}", str(place)] and place.is_dir()
 
 
 def test_the_launch_button_has_its_address():

@@ -1,7 +1,12 @@
-"""Comparison with numbers of the released programs and the official evaluation (folder ``TVF_GOLDEN``)."""
+"""Numbers of the released programs and the official evaluation; ``TVF_GOLDEN`` names the folder of all."""
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,17 +93,26 @@ def test_released_lddmm_energy_and_its_gradient_are_the_released_ones(released_l
 def learn2reg(golden):
     file = golden("l2r_evaluation")
     labels = {name: torch.from_numpy(file[name]).long()[None, None] for name in ("moving", "fixed", "warped")}
-    # In this file the components are the last axis.
-    return (file, labels, torch.from_numpy(file["displacement"]).movedim(-1, 0)[None])
+    return file, labels
 
 
-def test_dice_and_sdlogj_are_those_of_learn2reg(learn2reg):
-    file, labels, u = learn2reg
+def displacement(file):
+    """The displacement of a file in which the components are the last axis."""
+    return torch.from_numpy(file["displacement"]).movedim(-1, 0)[None]
+
+
+def test_dice_is_that_of_learn2reg(learn2reg):
+    file, labels = learn2reg
     scores = metrics.dice(
         labels["warped"], labels["fixed"], labels["moving"], range(1, 1 + len(file["dice"]))
     )
     agree("dice per label", scores, file["dice"])
     agree("dice mean", np.nanmean(scores), file["dice_mean"])
+
+
+def test_sdlogj_is_that_of_learn2reg(learn2reg):
+    file, _ = learn2reg
+    u = displacement(file)
     agree("sdlogj", metrics.sdlogj(u), file["sdlogj"])
 
 
@@ -120,7 +134,8 @@ def determinant_of_learn2reg(displacement):
 
 
 def test_folding_is_counted_where_learn2reg_looks_at_the_determinant(learn2reg):
-    file, _, u = learn2reg
+    file, _ = learn2reg
+    u = displacement(file)
     folds = metrics.folding_percent(u, "inner")
     agree("folding percent", folds, file["nonpositive_jacobian_percent"], zero=True)
     for strength in (2, 3, 6):  # the displacement of the file folds nowhere
@@ -133,7 +148,7 @@ def test_folding_is_counted_where_learn2reg_looks_at_the_determinant(learn2reg):
 
 
 def test_hd95_is_that_of_learn2reg(learn2reg):
-    file, labels, _ = learn2reg
+    file, labels = learn2reg
     scores = metrics.hd95(
         labels["warped"], labels["fixed"], labels["moving"], range(1, 1 + len(file["hd95"]))
     )
@@ -142,8 +157,8 @@ def test_hd95_is_that_of_learn2reg(learn2reg):
 
 
 def test_label_warp_is_that_of_learn2reg(learn2reg):
-    file, labels, u = learn2reg
-    agree("warped labels", fields.warp_labels(labels["moving"], u), labels["warped"], 0)
+    file, labels = learn2reg
+    agree("warped labels", fields.warp_labels(labels["moving"], displacement(file)), labels["warped"], 0)
 
 
 def test_ssim_is_that_of_wang_2004(golden):
@@ -333,3 +348,55 @@ def test_multiscale_lncc_is_that_of_lapirn(golden):
             torch.from_numpy(file["moving"]), torch.from_numpy(file["fixed"]), windows
         )
         agree(name, value, file[name])
+
+
+HERE = Path(__file__).parent
+SMALL = sorted((HERE / "golden").glob("*.npz"))
+
+
+def test_the_small_files_are_exact_parts_of_the_whole_ones(golden):
+    spec = importlib.util.spec_from_file_location("make", HERE / "golden" / "make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    assert [file.stem for file in SMALL] == sorted(make.KEPT)
+    assert sum(file.stat().st_size for file in SMALL) < 1.5 * 2**20
+    for file in SMALL:
+        small = np.load(file, allow_pickle=False)
+        assert small.files == list(make.KEPT[file.stem])
+        if golden.folder != file.parent:
+            for key, array in make.part(golden(file.stem), file.stem).items():
+                assert small[key].dtype == array.dtype
+                assert small[key].tobytes() == array.tobytes(), f"{file.name} {key}"
+
+
+def run_of_pytest(select, **environment):
+    """What pytest prints of a few tests of this file, with or without a folder of golden values."""
+    known = {k: v for k, v in os.environ.items() if k not in ("TVF_GOLDEN", "PYTEST_ADDOPTS")}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(HERE / "test_golden.py"),
+        "-k",
+    ]
+    done = subprocess.run(
+        [*command, select], cwd=HERE.parent, env=known | environment, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def test_the_end_of_a_run_says_which_golden_values_were_not_there(tmp_path):
+    select = "liu_2024 or dice or released_tm_2d or wang"
+    shown = run_of_pytest(select)
+    assert "8 passed" not in shown and " passed" in shown and "failed" not in shown
+    [line] = [x for x in shown.splitlines() if x.startswith("golden values: ") and "files" in x]
+    assert line == (
+        "golden values: 3 files are not there or not whole, so 3 tests stopped before or at a comparison: "
+        "ndv (1), released_losses (1), released_tm_2d (1)"
+    )
+    shown = run_of_pytest(select, TVF_GOLDEN=str(tmp_path))
+    assert "golden values: 5 files are not there" in shown and " passed" not in shown
+    assert "is no folder" in run_of_pytest("wang", TVF_GOLDEN=str(tmp_path / "nothing"))

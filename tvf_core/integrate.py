@@ -189,7 +189,7 @@ def flow(
     >>> flow(v, shape=(16, 15)).unique().tolist()       # voxels half as large: twice as many of them
     [1.0]
     """
-    for displacement in _maps(velocity, [t0, t1], method, substeps, shape, recompute):
+    for displacement in _maps(velocity, [t0, t1], method, substeps, shape, recompute):  # noqa: B007
         pass  # the last one is wanted
     return displacement
 
