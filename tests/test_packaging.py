@@ -117,6 +117,23 @@ def test_every_image_has_an_alternative_text(path):
             assert alt.strip(), f"no mystnb.image.alt for the image of:\n{cell.source}"
 
 
+def test_references_to_sections_lead_to_sections_that_are_there():
+    texts = {
+        path.stem: "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        for path in NOTEBOOKS
+    }
+    headings = dict(re.findall(r"^## (\d+\.\d+) (.+)$", "\n".join(texts.values()), re.MULTILINE))
+    texts |= {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")}
+    named = re.compile(r"(?:[Ss]ection|says in) (\d+\.\d+)")
+    asked = {(name, number) for name, text in texts.items() for number in named.findall(text)}
+    assert asked >= {("06_table2", "6.4"), ("released_weights", "2.7"), ("09_paper_versus_code", "11.4")}
+    assert not [place for place in asked if place[1] not in headings]
+    # the folding that chapter 9 quotes at 4 times the velocity is measured in its section on strong deformations
+    quoted = re.findall(r"[^\n]*times 4: [^\n]*", texts["09_paper_versus_code"])
+    assert [named.findall(line) for line in quoted] == [["9.2"]]
+    assert headings["9.2"] == "When the deformation is strong"
+
+
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("number", ["03", "04"])
 def test_profiles_set_known_parameters_to_values_of_their_type(profile, number):
