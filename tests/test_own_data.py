@@ -14,6 +14,7 @@ from tvf_core import commands, data
 from tvf_core.data import prepared
 from tvf_core.evaluation import evaluate
 from tvf_core.evaluation.compare import compare
+from tvf_core.evaluation.results import read_rows
 from tvf_core.paths import ROOT, runs
 from tvf_core.training import train
 from tvf_core.training.profiles import Profile
@@ -72,7 +73,7 @@ def test_a_folder_is_trained_evaluated_compared_and_drawn_by_its_path(
     for method, more in (("tm-tvf", ["--weights", weights]), ("identity", [])):
         told = run(capsys, "evaluate", "--method", method, "--data", folder, *more)
         assert told.startswith("my scans ") and "(6 pairs): " + ("dice" if labelled else "ssim") in told
-    rows = evaluate.read_rows("identity", folder)
+    rows = read_rows("identity", folder)
     assert (
         list(rows["person"]) == ["X", "X", "Y", "Y", "Z", "Z"] and rows["pair"][0] == "visit_1_X->visit_2_X"
     )
@@ -318,7 +319,7 @@ def test_other_persons_make_other_results(mine):
     evaluate.evaluate("identity", folder, progress=False)
     edit(folder, subjects=[str(k) for k in range(12)])
     evaluate.evaluate("identity", folder, progress=False)
-    assert len(set(evaluate.read_rows("identity", folder)["person"])) == 6
+    assert len(set(read_rows("identity", folder)["person"])) == 6
 
 
 def test_a_known_data_set_by_its_path_keeps_its_name(mine, monkeypatch, tmp_path):
