@@ -1,8 +1,10 @@
-"""Run cards: below every table and figure of a page, folded, what made it; marked as stale if that code has changed since.
+"""Run cards: what made a table or a figure, folded below it, and marked as stale if that code has changed.
 
-A code cell that shows stored results names them in its metadata, ``"results": ["demo_faces", "bench/cpu.json"]``: folders or
-files of ``book/results``. Its card lists those files with what they say of themselves. Any other output was computed when the
-page was executed; its card is that of the execution, which ``book/build.py`` keeps in the notebook's metadata.
+A code cell that shows stored results names them in its metadata, ``"results": ["demo_faces",
+"bench/cpu.json"]``: folders or files of ``book/results``. Its card lists those files with what they say of
+themselves. Any other output was computed when the page was executed; its card is that of the execution, which
+``book/build.py`` keeps in the notebook's metadata. ``python book/cards.py`` lists what is stale, with the
+command that renews it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 from html import escape
 from pathlib import Path
 
+import nbformat
 import torch
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
@@ -33,11 +36,30 @@ def execution_card(notebook: NotebookNode, seconds: float) -> dict:
     return run_card({"parameters": settings}, seconds, device, _notebook_code(notebook))
 
 
+def stale(root: Path) -> dict[str, str]:
+    """Notebooks and results that code other than today's has made -> the command that renews them."""
+    old = {}
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if notebook.metadata.get("card", {}).get("code") != _notebook_code(notebook):
+            number = path.name.split("_")[0]
+            old[path.relative_to(root).as_posix()] = f"make notebooks ARGS='--only {number}'"
+    for path in sorted((root / "book" / "results").glob("*/*.json")):
+        if json.loads(path.read_text("utf-8"))["card"]["code"] != _module_code(_maker(path.parent.name)):
+            old[path.relative_to(root).as_posix()] = "make results"
+    return old
+
+
+def _maker(folder: str) -> str:
+    """Module that writes a folder of ``book/results``."""
+    return MAKERS.get(folder, "tvf_core.evaluation.evaluate")
+
+
 def fold(notebook: NotebookNode, name: str, results: Path) -> int:
     """Add a card to every cell that shows a table or a figure; give how many are stale.
 
-    ``name`` is the notebook's path in the project, ``results`` the folder ``book/results``; links lead there from a page that
-    lies one folder below the top.
+    ``name`` is the notebook's path in the project, ``results`` the folder ``book/results``; links lead there
+    from a page that lies one folder below the top.
     """
     stale = 0
     for cell in notebook.cells:
@@ -62,8 +84,8 @@ def _executed(notebook: NotebookNode, name: str) -> tuple[bool, str]:
         return True, f"<p>Computed by {source}; when and by which code is not known.</p>"
     old = card["code"] != _notebook_code(notebook)
     return old, (
-        f"<p>Computed when the page was executed, by {source} (which is its source, with its numbers) and the modules that "
-        f"it imports: code {_code(card['code'], old)}.</p>{_machine([card])}"
+        f"<p>Computed when the page was executed, by {source} (which is its source, with its numbers) and "
+        f"the modules that it imports: code {_code(card['code'], old)}.</p>{_machine([card])}"
         f"<p>The whole page took {card['seconds']:.0f} s, with these parameters:</p>"
         f"<pre>{escape(card['settings']['parameters'])}</pre>"
     )
@@ -81,7 +103,7 @@ def _stored(names: list[str], results: Path) -> tuple[bool, str]:
     for file in files:
         name = file.relative_to(results).as_posix()
         content = json.loads(file.read_text("utf-8"))
-        card, module = content["card"], MAKERS.get(name.split("/")[0], "tvf_core.evaluation.evaluate")
+        card, module = content["card"], _maker(name.split("/")[0])
         cards.append(card)
         current.setdefault(module, _module_code(module))
         old = card["code"] != current[module]
@@ -112,8 +134,8 @@ def _stored(names: list[str], results: Path) -> tuple[bool, str]:
     table = "".join("<tr>" + "".join(f"<td>{x}</td>" for x in line) + "</tr>" for _, line in lines)
     ledger = _link(results, results.parent / "claims.yml", "claims.yml")
     body = (
-        f"<p>Drawn from these stored files: what was measured stands in one of them or is computed from their rows; what the paper "
-        f"says stands in {ledger}.</p>{_machine(cards)}<table><tr>"
+        f"<p>Drawn from these stored files: what was measured stands in one of them or is computed from "
+        f"their rows; what the paper says stands in {ledger}.</p>{_machine(cards)}<table><tr>"
         + "".join(f"<th>{x}</th>" for x in header)
         + f"</tr>{table}</table>"
     )
@@ -137,7 +159,8 @@ def _details(file: Path, content: dict, results: Path) -> list[str]:
 def _machine(cards: list[dict]) -> str:
     """Device and versions, once for all cards that have the same."""
     texts = dict.fromkeys(
-        f"{c['device']}, {c['threads']} threads, Python {c['python']}, PyTorch {c['torch']}, tvf_core {c['tvf_core']}"
+        f"{c['device']}, {c['threads']} threads, Python {c['python']}, PyTorch {c['torch']}, "
+        f"tvf_core {c['tvf_core']}"
         for c in cards
     )
     return f"<p>{escape('; '.join(texts))}</p>"
@@ -162,3 +185,8 @@ def _notebook_code(notebook: NotebookNode) -> str:
 @functools.cache
 def _module_code(module: str) -> str:
     return code_hash(f"import {module}")
+
+
+if __name__ == "__main__":
+    for name, command in stale(Path(__file__).resolve().parents[1]).items():
+        print(f"{name}: {command}")

@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from .loading import loading
 from .operations import OPERATIONS as COMPUTATIONS
 from .operations import Setting
 
-__all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "of_profile", "run"]
+__all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "of_profile", "renew", "run"]
 
 CODE = code_hash(f"import {__name__}")
 OPERATIONS = {**COMPUTATIONS, "loading": loading}
@@ -58,7 +58,10 @@ RELEASED_TIME_STEPS = 12  # N of the released scripts, more than the paper's 8
 
 
 def of_profile(profile: Profile) -> tuple[Setting, tuple[int, ...]]:
-    """What a training step of a profile works on, whether its data are here or not; and its N, with that of the released scripts."""
+    """What a training step of a profile works on, whether its data are here or not; and the N to measure.
+
+    These are the N of the profile and that of the released scripts.
+    """
     if profile.data in RELEASES:
         shape, labels = RELEASES[profile.data]
     else:
@@ -94,10 +97,10 @@ def run(
 
     Returns
     -------
-    Device, versions, the machine's rates, ``rows``, and ``growth`` if it was asked for. Differences are those from
-    the literal form (of local NCC, label Dice and flow in double precision), relative to the largest value.
-    ``floor_seconds`` is the least time in which this machine can move the operation's data or do its arithmetic in
-    single precision. A form for which the GPU's memory is too small has no numbers.
+    Device, versions, the machine's rates, ``rows``, and ``growth`` if it was asked for. Differences are those
+    from the literal form (of local NCC, label Dice and flow in double precision), relative to the largest
+    value. ``floor_seconds`` is the least time in which this machine can move the operation's data or do its
+    arithmetic in single precision. A form for which the GPU's memory is too small has no numbers.
     """
     if repeats < 0:
         raise ValueError(f"repeats: expected at least 0, got {repeats}")
@@ -131,6 +134,33 @@ def run(
     return result
 
 
+def renew(file: Path, progress: bool = True) -> bool:
+    """Measure again what a file of :func:`run` holds, with its card's settings; False if that is not due.
+
+    It is due where the code has changed since. ValueError where the settings need a GPU that is not there.
+    """
+    card = json.loads(file.read_text("utf-8"))["card"]
+    if card["code"] == CODE:
+        return False
+    known = dict(card["settings"])
+    if known["device"] == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{file.name} was measured on a GPU, and PyTorch finds none here")
+    several = known["time_steps"] if isinstance(known["time_steps"], list) else []
+    values = known | {"shape": tuple(known["shape"])} | ({"time_steps": several[0]} if several else {})
+    setting = Setting(**{field.name: values[field.name] for field in fields(Setting) if field.name in values})
+    run(
+        known["operations"],
+        setting,
+        known["repeats"],
+        tuple(known["forms"]),
+        known["with_growth"],
+        file,
+        progress,
+        tuple(several),
+    )
+    return True
+
+
 def compare(
     name: str,
     setting: Setting,
@@ -142,8 +172,8 @@ def compare(
 ) -> list[dict]:
     """Rows of one operation: one for each of its forms, or of those asked for.
 
-    ``exact=False`` compares no results. Without the form ``literal`` there is nothing to compare with, and without
-    ``ours`` nothing whose arithmetic is counted; the rows then hold None.
+    ``exact=False`` compares no results. Without the form ``literal`` there is nothing to compare with, and
+    without ``ours`` nothing whose arithmetic is counted; the rows then hold None.
     """
     operation = OPERATIONS[name](setting)
     chosen = {form: work for form, work in operation.forms.items() if not forms or form in forms}
@@ -209,7 +239,8 @@ def _device(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def _cpuinfo() -> list[str]:

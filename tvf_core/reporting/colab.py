@@ -1,7 +1,7 @@
 """On Google Colab: install what it lacks, leave alone what it has, keep runs on Google Drive.
 
-The first code cell of every notebook brings the repository and calls :func:`install_missing`. This module imports
-nothing that Colab does not have.
+The first code cell of every notebook brings the repository and calls :func:`install_missing`. This module
+imports nothing that Colab does not have.
 """
 
 from __future__ import annotations
