@@ -57,6 +57,7 @@ train: env  ## retrain the shipped weights (maintainer)
 
 results: env  ## measure again what older code measured: evaluations and benchmarks (maintainer)
 	$(VENV)/bin/tvf evaluate-all
+	$(VENV)/bin/tvf bench-all
 
 serve:  ## show the built book on http://127.0.0.1:8000
 	@test -f _build/html/index.html || { echo "Error: no book yet; run 'make book' first" >&2; exit 1; }

@@ -1,7 +1,7 @@
 """Build the book: run every notebook afresh in a copy of the project, then make the pages.
 
-The work tree is not touched (except by ``--store``): everything happens in ``_build/stage``, and the pages replace
-``_build/html`` only when they are complete. Run it with ``make book``.
+The work tree is not touched (except by ``--store``): everything happens in ``_build/stage``, and the pages
+replace ``_build/html`` only when they are complete. Run it with ``make book``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SKIPPED_FOLDERS = {"_build", "runs", "__pycache__"}
 
 
 def project_files() -> list[Path]:
-    """Files of the project relative to ROOT: what git tracks or would track, else all but hidden and built ones."""
+    """Files of the project relative to ROOT: those that git tracks or would track, else all not hidden."""
     try:
         listing = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
@@ -47,7 +47,7 @@ def project_files() -> list[Path]:
 
 
 def stage() -> None:
-    """A fresh copy of the project in STAGE; from here on every process imports the package from there."""
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this interpreter, not one of the home folder
     shutil.rmtree(STAGE, ignore_errors=True)
     for path in project_files():
         (STAGE / path).parent.mkdir(parents=True, exist_ok=True)
@@ -58,17 +58,15 @@ def stage() -> None:
     os.environ["JUPYTER_PREFER_ENV_PATH"] = (
         "1"  # the kernel of this interpreter, not one from the home folder
     )
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a debugger's remark on stderr, of no use here
-    for name in (
-        "MPLBACKEND",
-        "PYTHONWARNINGS",
-    ):  # they would change the figures or the warnings of a notebook
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # silences a debugger's remark on stderr
+    # The caller's settings of these two would change the figures or the warnings of a notebook.
+    for name in ("MPLBACKEND", "PYTHONWARNINGS"):
         os.environ.pop(name, None)
 
 
 def execute(only: str) -> list[Path]:
     """Run the staged notebooks in order, each in place; stop at the first error."""
-    import cards  # it imports torch, which other uses of this file need not wait for
+    import cards  # imported here: it imports torch, for which other uses of this file need not wait
     import nbformat
     import papermill
     from nbclient.exceptions import CellControlSignal, DeadKernelError
@@ -88,8 +86,8 @@ def execute(only: str) -> list[Path]:
                 kernel_name="python3",
                 progress_bar=sys.stderr.isatty(),
                 log_output=False,
-                extra_arguments=["--log-level=50"],
-            )  # no kernel remarks about transport
+                extra_arguments=["--log-level=50"],  # silences the kernel's remarks about transport
+            )
         except papermill.PapermillExecutionError as error:
             problem = f"In [{error.exec_count}]: {error.ename}: {error.evalue}".splitlines()[0]
         except (CellControlSignal, DeadKernelError) as error:
@@ -109,7 +107,7 @@ def execute(only: str) -> list[Path]:
 
 
 def store(notebooks: list[Path]) -> None:
-    """Copy executed notebooks back to the work tree, without the timings of each cell, which differ at every run."""
+    """Copy executed notebooks back to the work tree, without the cells' times, which differ at every run."""
     import nbformat
 
     for path in notebooks:
@@ -122,7 +120,7 @@ def store(notebooks: list[Path]) -> None:
 
 
 def fold_cards() -> None:
-    """A run card below every table and figure of the staged notebooks; only there, the work tree's stay as they are."""
+    """Add a run card below every table and figure of the staged notebooks; the work tree stays as it is."""
     import cards
     import nbformat
 
@@ -132,7 +130,8 @@ def fold_cards() -> None:
         nbformat.write(notebook, path)
         if stale:
             print(
-                f"  {path.stem}: {stale} table{'s' * (stale > 1)} or figure{'s' * (stale > 1)} made by code that has changed since, marked as stale"
+                f"  {path.stem}: {stale} table{'s' * (stale > 1)} or figure{'s' * (stale > 1)} made by code "
+                "that has changed since, marked as stale"
             )
 
 

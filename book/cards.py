@@ -4,7 +4,7 @@ A card is marked as stale if the code that made its table or figure has changed 
 stored results names them in its metadata, ``"results": ["demo_faces", "bench/cpu.json"]``, as folders or
 files of ``book/results``. Its card lists those files with what they say of themselves. Any other output was
 computed when the page was executed; its card is that of the execution, which ``book/build.py`` keeps in the
-notebook's metadata.
+notebook's metadata. ``python book/cards.py`` lists what is stale, with the command that renews it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 from html import escape
 from pathlib import Path
 
+import nbformat
 import torch
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
@@ -33,6 +34,25 @@ def execution_card(notebook: NotebookNode, seconds: float) -> dict:
         cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )
     return run_card({"parameters": settings}, seconds, device, _notebook_code(notebook))
+
+
+def stale(root: Path) -> dict[str, str]:
+    """Notebooks and results that code other than today's has made -> the command that renews them."""
+    old = {}
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if notebook.metadata.get("card", {}).get("code") != _notebook_code(notebook):
+            number = path.name.split("_")[0]
+            old[path.relative_to(root).as_posix()] = f"make notebooks ARGS='--only {number}'"
+    for path in sorted((root / "book" / "results").glob("*/*.json")):
+        if json.loads(path.read_text("utf-8"))["card"]["code"] != _module_code(_maker(path.parent.name)):
+            old[path.relative_to(root).as_posix()] = "make results"
+    return old
+
+
+def _maker(folder: str) -> str:
+    """Module that writes a folder of ``book/results``."""
+    return MAKERS.get(folder, "tvf_core.evaluation.evaluate")
 
 
 def fold(notebook: NotebookNode, name: str, results: Path) -> int:
@@ -83,7 +103,7 @@ def _stored(names: list[str], results: Path) -> tuple[bool, str]:
     for file in files:
         name = file.relative_to(results).as_posix()
         content = json.loads(file.read_text("utf-8"))
-        card, module = content["card"], MAKERS.get(name.split("/")[0], "tvf_core.evaluation.evaluate")
+        card, module = content["card"], _maker(name.split("/")[0])
         cards.append(card)
         current.setdefault(module, _module_code(module))
         old = card["code"] != current[module]
@@ -165,3 +185,8 @@ def _notebook_code(notebook: NotebookNode) -> str:
 @functools.cache
 def _module_code(module: str) -> str:
     return code_hash(f"import {module}")
+
+
+if __name__ == "__main__":
+    for name, command in stale(Path(__file__).resolve().parents[1]).items():
+        print(f"{name}: {command}")

@@ -31,7 +31,7 @@ RaFD, the Radboud Faces Database: free, on request, at https://rafd.socsci.ru.nl
 Who may ask: researchers of an accredited university or research institute, with proof of affiliation (a page
 of the institution, or a publication). Students apply through their supervisor. The account is personal.
 
-Terms: scientific use only. The images may not be passed on, and neither may processed copies: what is prepared
+Terms: scientific use only. The images may not be passed on, nor may processed copies: what is prepared
 here stays with you, preview.png included. Some images may be shown as examples in scientific publications.
 
 Cite: Langner et al. (2010), Presentation and validation of the Radboud Faces Database, Cognition & Emotion

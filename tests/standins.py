@@ -1,6 +1,6 @@
-"""Small stand-ins for data that cannot be handed on, in the formats of the real ones: names, folders, axes, files.
+"""Small stand-ins for data that cannot be passed on, with the real names, folders, axes and formats.
 
-The faces are the drawn ones of this package, the brain is a table of 35 ellipsoids. Nothing in them is from real data.
+The faces are the drawn ones of this package, the brain is a table of 35 ellipsoids: nothing is from data.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _KINDS = (
 
 
 def rafd_name(model: int, expression: str, camera: str = "090", gaze: str = "frontal") -> str:
-    """File name as in RaFD; which model has which ethnicity and gender is made up, their numbers are RaFD's."""
+    """File name as in RaFD. The numbers of ethnicities and genders are right; who has which is made up."""
     return (
         "_".join((f"Rafd{camera}", f"{model:02d}", *_KINDS[MODELS.index(model)], expression, gaze)) + ".jpg"
     )
 
 
 def rafd(folder: Path, width: int = 280, models=MODELS, cameras_too: bool = True) -> Path:
-    """Upright colour photographs: all expressions of the models from the front; of the first two also the other views."""
+    """Upright colour photographs: all expressions from the front, and other views of the first two models."""
     height, side = round(width * 1024 / 681), round(width * 640 / 681)
     top, left = round(0.46 * height - side / 2), (width - side) // 2
     faces = data.load("demo_faces", "train", 128).images
@@ -61,7 +61,8 @@ def rafd(folder: Path, width: int = 280, models=MODELS, cameras_too: bool = True
     return folder
 
 
-# Brain: OASIS label of the left structure, of the right one (0: in the middle), centre on the right side in RAS mm, radii in mm, tone.
+# Brain: OASIS label of the left structure, of the right one (0: there is only one, in the middle), centre on
+# the right side in RAS mm, radii in mm, tone.
 _ELLIPSOIDS = [  # painted in this order
     (2, 21, (34, -18, 22), (34, 82, 56), 0.50),  # cerebral cortex
     (1, 20, (31, -18, 22), (25, 68, 42), 0.75),  # cerebral white matter
@@ -94,7 +95,7 @@ _CENTRE = np.array((0.0, -18.0, 10.0))
 
 @cache
 def brain(subject: int, shape: tuple[int, int, int] = (20, 24, 28)) -> tuple[np.ndarray, np.ndarray]:
-    """Image, float32 of 8-bit steps in [0, 1], and labels, uint8, of one subject; axes LIA over 160 x 192 x 224 mm."""
+    """Image (float32, 8-bit steps in [0, 1]) and labels (uint8) of one; axes LIA, 160 x 192 x 224 mm."""
     rng = np.random.default_rng(subject)
     steps = [extent / n * (np.arange(n) - (n - 1) / 2) for extent, n in zip((160, 192, 224), shape)]
     left, down, front = np.meshgrid(*steps, indexing="ij")
@@ -140,7 +141,8 @@ def learn2reg(
 ) -> Path:
     """Learn2Reg's release since 2022: axes left-right, back-front, down-up; and headers that say nothing.
 
-    ``subjects`` are numbers of the other layouts; here the validation ones, from 438, count from ``first_val``, the others from ``first``.
+    ``subjects`` are numbers of the other layouts. Here the validation subjects, from 438, count from
+    ``first_val``, and the others from ``first``.
     """
     training = [s for s in subjects if s not in range(438, 458)]
     names = {s: first + k for k, s in enumerate(training)} | {

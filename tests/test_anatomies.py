@@ -1,4 +1,4 @@
-"""Anatomies: alignment, painting, splits; preparation that is stopped, and the twenty real ones where a mirror has them."""
+"""Anatomies: alignment, painting, splits, a stopped preparation, and the twenty real ones of a mirror."""
 
 import gzip
 import hashlib
@@ -33,7 +33,7 @@ FREESURFER = {
 
 
 def fake_map(subject: int) -> nib.Nifti1Image:
-    """A map of 31 balls where the structures lie, 4 mm voxels, every subject shifted, stretched and turned a little."""
+    """A map of 31 balls where the structures lie, 4 mm voxels; subjects are shifted, stretched, turned."""
     rng = np.random.default_rng(subject)
     affine = np.array([[-4, 0, 0, 90], [0, 0, 4, -100], [0, -4, 0, 80], [0, 0, 0, 1.0]])
     shape = (46, 40, 50)
@@ -238,7 +238,7 @@ def test_a_bad_mirror_is_named_and_the_next_call_finishes(damage, told, maps, tm
 
 
 def test_a_killed_preparation_leaves_nothing_half_written_and_the_next_call_finishes(maps, whole, tmp_path):
-    """In processes of its own, as a user's command; all of them end when it is killed, and none keeps the folder locked."""
+    """In processes of its own, as a user's command: all end when it is killed, and none keeps the lock."""
     script = tmp_path / "slow.py"
     script.write_text(f"""
 import json

@@ -152,3 +152,36 @@ def test_wrong_settings_are_refused_in_one_line(wrong, words):
     with pytest.raises(ValueError) as error:
         wrong()
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("several", [(), (2, 3)])
+def test_a_file_of_older_code_is_measured_again_with_its_own_settings(several, tmp_path, monkeypatch):
+    file = tmp_path / "bench.json"
+    first = bench.run(["lncc", "flow"], SMALL[3], 1, ("ours",), out=file, progress=False, time_steps=several)
+    assert not bench.renew(file, progress=False) and json.loads(file.read_text()) == first
+    first["card"]["code"] = "of older code"
+    file.write_text(json.dumps(first))
+    assert bench.renew(file, progress=False)
+    second = json.loads(file.read_text())
+    assert second["card"]["code"] == bench.CODE and second["card"]["settings"] == first["card"]["settings"]
+    kinds = [
+        [(r["op"], r["variant"], r["shape"], r["time_steps"]) for r in x["rows"]] for x in (first, second)
+    ]
+    assert kinds[0] == kinds[1] and kinds[0]
+
+
+def test_all_benchmarks_of_older_code_are_renewed_and_the_others_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands.shipped, "RESULTS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("fresh", "old", "gpu"):
+        file = tmp_path / "bench" / f"{name}.json"
+        result = bench.run(["lncc"], SMALL[2], 1, ("ours",), out=file, progress=False)
+        result["card"]["code"] = bench.CODE if name == "fresh" else "of older code"
+        result["card"]["settings"]["device"] = "cuda" if name == "gpu" else "cpu"
+        file.write_text(json.dumps(result))
+    commands.shipped.bench_all()
+    printed = capsys.readouterr()
+    assert "kept: fresh.json" in printed.out and "measuring old.json again" in printed.out
+    assert "left out: gpu.json" in printed.err
+    codes = {f.stem: json.loads(f.read_text())["card"]["code"] for f in (tmp_path / "bench").glob("*.json")}
+    assert codes == {"fresh": bench.CODE, "old": bench.CODE, "gpu": "of older code"}

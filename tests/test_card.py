@@ -19,7 +19,7 @@ FILES = {
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A function that writes the package ``toy`` with some files replaced, and hashes what imports ``toy.used``."""
+    """It writes the package ``toy``, with some files replaced, and hashes what imports ``toy.used``."""
     monkeypatch.setattr(card, "ROOT", tmp_path)
     monkeypatch.setattr(card, "PACKAGES", ("toy",))
 

@@ -150,3 +150,25 @@ def test_pages_name_the_results_that_they_show_and_keep_the_card_of_their_execut
         assert not from_files or cell.metadata.get("results"), cell.source
         for name in cell.metadata.get("results", ()):
             assert (RESULTS / name).exists()
+
+
+def test_what_other_code_has_made_is_named_with_the_command_that_renews_it(results):
+    root = results.parents[1]
+    (root / "notebooks").mkdir()
+    for name, change in (("01_fresh", False), ("02_old", True), ("03_unknown", None)):
+        notebook = page()
+        if change is not None:
+            notebook.metadata["card"] = cards.execution_card(notebook, 1)
+        if change:
+            notebook.cells[3].source = "print(2)"
+        nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+    assert cards.stale(root) == {
+        "notebooks/02_old.ipynb": "make notebooks ARGS='--only 02'",
+        "notebooks/03_unknown.ipynb": "make notebooks ARGS='--only 03'",
+        "book/results/old/tm.json": "make results",
+    }
+
+
+def test_nothing_that_is_stored_is_older_than_the_code_that_makes_it():
+    old = cards.stale(ROOT)
+    assert not old, "\n".join(["stale, with the command that renews it:", *map(": ".join, old.items())])

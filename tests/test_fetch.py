@@ -1,4 +1,4 @@
-"""Fetching, unpacking and unpickling: what is cut, damaged, hostile or too large ends in one line and leaves nothing wrong."""
+"""Fetching, unpacking, unpickling: bad or hostile input ends in one line and leaves nothing wrong."""
 
 import builtins
 import contextlib
@@ -51,7 +51,10 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def server():
-    """An HTTP server on ``.files``; it counts ``.sent`` bytes and ``.asked`` ranges, and misbehaves as its other attributes say."""
+    """An HTTP server on ``.files``. It counts ``.sent`` bytes and ``.asked`` ranges.
+
+    Its other attributes say how it misbehaves.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *args):
@@ -311,7 +314,10 @@ def test_interrupted_keeps_the_part(server, tmp_path, monkeypatch):
 
 
 def test_the_lock_nests_and_keeps_others_out(tmp_path):
-    code = f"from pathlib import Path; from data_download.fetch import only_one\nwith only_one(Path({str(tmp_path)!r})): pass"
+    code = (
+        "from pathlib import Path; from data_download.fetch import only_one\n"
+        f"with only_one(Path({str(tmp_path)!r})): pass"
+    )
     other = lambda: subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)  # noqa: E731
     with only_one(tmp_path):
         with only_one(tmp_path / "." / "x" / ".."):
@@ -590,7 +596,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path, protocol):
 
 
 def test_no_way_around(tmp_path):
-    """Dotted names below what is allowed, the extension registry's opcode, another name in an allowed module."""
+    """Dotted names below what is allowed, the extension registry, and another name in an allowed module."""
     path = tmp_path / "x.pkl"
     for content, words in {
         b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__base__\x93.": ["refused", "numpy.ndarray.__base__"],
@@ -631,7 +637,10 @@ class Forged(Call):
 
 
 def test_forged_descriptions_of_arrays_reach_no_memory(tmp_path):
-    """A type that claims to hold no objects, over bytes that would then be read as pointers: NumPy's own restoring crashes on it."""
+    """A type claims to hold no objects, over bytes that would then be read as pointers.
+
+    NumPy's own restoring crashes on it.
+    """
     reconstruct, pointers = np.empty(0).__reduce__()[0], b"AAAAAAAA" * 2
     liar = Forged(np.dtype, "O", False, True, (3, "|", None, None, None, -1, -1, 0))
     flagged = Forged(np.dtype, "f8", False, True, (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 8, 63))

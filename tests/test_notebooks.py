@@ -53,7 +53,7 @@ def test_the_smoke_profile_runs_the_notebook(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["rafd", "oasis"])
 def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_path, monkeypatch):
-    """On stand-ins of the same form, cut to a few steps of a tiny network: the profile decides everything else."""
+    """On stand-ins of the same form, cut to a few steps of a tiny network; the profile decides all else."""
     if name == "rafd":
         source = ["--source", str(standins.rafd(tmp_path / "original"))]
     else:

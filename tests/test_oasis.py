@@ -1,4 +1,4 @@
-"""OASIS: three layouts, one result; orientation from the anatomy; wrong folders, on stand-ins of the same form."""
+"""OASIS: three layouts, one result; orientation from the anatomy; wrong folders; on stand-ins of one form."""
 
 import itertools
 import json

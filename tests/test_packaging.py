@@ -1,15 +1,21 @@
 """The parts around the library agree with each other: requirements, book, notebooks, profiles, Makefile."""
 
 import importlib.util
+import pkgutil
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from test_rooms import FLOORS
+
+from data_download.__main__ import parser as data_download_parser
+from tvf_core.commands import app
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -87,6 +93,70 @@ def test_help_lists_every_target():
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.findall(r"^  make (\w+) ", shown, re.MULTILINE) == targets
+
+
+def spoken_of(name):
+    """What stands in backticks, in blocks of code and behind links of a page."""
+    text = (ROOT / name).read_text()
+    code = re.findall(r"^```.*?^```|`[^`\n]+`", text, re.MULTILINE | re.DOTALL)
+    return code + re.findall(r"\]\(([^):#]+)\)", text)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_paths_modules_and_commands_on_the_pages_for_people_exist(name):
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"_build", "runs", "data", ".venv"}
+    commands = set(app._subcommands)
+    data_sets = set(data_download_parser()._subparsers._group_actions[0].choices)
+    wrong, seen = [], 0
+    for code in spoken_of(name):
+        for path in re.findall(r"(?<![\w/:.])[\w.-]+/[\w./-]*|\b[\w-]+\.(?:md|toml|cff)\b", code):
+            if path.split("/")[0] in folders or path.endswith((".py", ".md", ".yml", ".toml", ".cff")):
+                seen += 1
+                wrong += [path] * (not (ROOT / path).exists())
+        for module in re.findall(r"\b(?:tvf_core|data_download)(?:\.\w+)+", code):
+            seen += 1
+            try:
+                pkgutil.resolve_name(module)
+            except (ImportError, AttributeError):
+                wrong.append(module)
+        for pattern, known in (
+            (r"\bmake ([a-z]+)", targets),
+            (r"(?<![\w-])tvf ([a-z][a-z0-9-]+)", commands),
+            (r"-m tvf_core ([a-z][a-z0-9-]+)", commands),
+            (r"-m data_download ([a-z]+)", data_sets),
+        ):
+            found = re.findall(pattern, code)
+            seen += len(found)
+            wrong += [word for word in found if word not in known]
+    assert not wrong
+    assert seen > 20  # the test sees them
+
+
+def test_the_map_of_the_house_has_the_floors_that_are_checked():
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    told = tuple(tuple(re.findall(r"`(\w+)`", rooms)) for _, rooms in rows)
+    assert told == FLOORS and [int(number) for number, _ in rows] == list(range(1, 1 + len(FLOORS)))
+
+
+def test_ruff_checks_modules_and_notebooks_before_anything_else_runs():
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(
+        r"^lint: env.*\n\t\S+ruff format --check \.\n\t\S+ruff check \.\n", makefile, re.MULTILINE
+    )
+    assert re.findall(r"^ *make (\w+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)[0] == "lint"
+    steps = load(".github/workflows/ci.yml")["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == ["make lint", "make data", "make test"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--show-files"], cwd=ROOT, capture_output=True
+    )
+    files = {
+        Path(line).resolve().relative_to(ROOT).as_posix()
+        for line in shown.stdout.decode().split("\n")
+        if line
+    }
+    assert {f"notebooks/{path.name}" for path in NOTEBOOKS} <= files
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("*.py")} <= files
 
 
 @each_notebook

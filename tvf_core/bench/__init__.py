@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from .loading import loading
 from .operations import OPERATIONS as COMPUTATIONS
 from .operations import Setting
 
-__all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "of_profile", "run"]
+__all__ = ["GROWTH", "OPERATIONS", "Setting", "compare", "growth", "of_profile", "renew", "run"]
 
 CODE = code_hash(f"import {__name__}")
 OPERATIONS = {**COMPUTATIONS, "loading": loading}
@@ -154,6 +154,33 @@ def run(
     if out is not None:
         write_json(out, result)
     return result
+
+
+def renew(file: Path, progress: bool = True) -> bool:
+    """Measure again what a file of :func:`run` holds, with its card's settings; False if that is not due.
+
+    It is due where the code has changed since. ValueError where the settings need a GPU that is not there.
+    """
+    card = json.loads(file.read_text("utf-8"))["card"]
+    if card["code"] == CODE:
+        return False
+    known = dict(card["settings"])
+    if known["device"] == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{file.name} was measured on a GPU, and PyTorch finds none here")
+    several = known["time_steps"] if isinstance(known["time_steps"], list) else []
+    values = known | {"shape": tuple(known["shape"])} | ({"time_steps": several[0]} if several else {})
+    setting = Setting(**{field.name: values[field.name] for field in fields(Setting) if field.name in values})
+    run(
+        known["operations"],
+        setting,
+        known["repeats"],
+        tuple(known["forms"]),
+        known["with_growth"],
+        file,
+        progress,
+        tuple(several),
+    )
+    return True
 
 
 def compare(

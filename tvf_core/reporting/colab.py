@@ -1,7 +1,7 @@
 """Google Colab: install missing packages, keep the installed ones, and store runs on Google Drive.
 
-The first cell of every notebook fetches the repository and calls :func:`install_missing`. This module imports
-nothing that Colab does not have.
+The first code cell of every notebook brings the repository and calls :func:`install_missing`. This module
+imports nothing that Colab does not have.
 """
 
 from __future__ import annotations
