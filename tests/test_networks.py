@@ -504,7 +504,7 @@ def test_computing_activations_again_changes_nothing(integrator, shape, training
 
 @pytest.mark.parametrize(
     "shape", [(17, 18), (33, 9, 10)], ids=str
-)  # no level of 2 planes, see train._refuse_two_planes
+)  # no level of 2 planes, see precision.refuse_two_planes
 @pytest.mark.parametrize("recompute", [False, True])
 def test_half_precision_leaves_fields_in_float32_and_close(shape, recompute, smooth_image):
     inputs = pair(shape, smooth_image, 2)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from pathlib import Path
 
 import pooch
@@ -30,11 +31,16 @@ def cache() -> Path:
     return Path(os.environ.get("TVF_CACHE") or pooch.os_cache("tvf_core"))
 
 
+def this_machine() -> str:
+    """Name of this computer in the names of temporary files: process numbers are unique on one machine only."""
+    return platform.node().replace("/", "-") or "unnamed"
+
+
 @contextlib.contextmanager
 def write_then_rename(path: Path):
     """Give a temporary path beside ``path`` and rename it there on success: no half-written files."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{this_machine()}.{os.getpid()}.part")
     try:
         yield temporary
         os.replace(temporary, path)

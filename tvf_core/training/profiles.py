@@ -18,7 +18,7 @@ PRECISIONS = ("", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Profile:
-    """A recipe and how much of it is run; the keys of a profile file and the parameters of notebooks 03 and 04."""
+    """A recipe and how much of it is run: keys of a profile file, and parameters of notebooks 03 and 04."""
 
     data: str
     """data set, see `tvf_core.data.DATASETS`"""
@@ -31,12 +31,14 @@ class Profile:
     integrator: str = ""
     """solver of the TVF methods: euler, heun or rk4; empty is the method's own"""
     steps: int = 0
-    """optimiser steps of a full training; 0 is as many as the epochs take. Of CycleMorph, which sees both directions in one
+    """optimiser steps of a full training; 0 is as many as the epochs take. Of CycleMorph, which sees both
+    directions in one
     step, half as many, so that every method sees the same number of ordered pairs"""
     epochs: int = 0
     """epochs of a full training, where steps is 0"""
     epoch_of: str = "pairs"
-    """`pairs`: an epoch has every pair once in each direction; `images`: every image once with a random partner, in each direction"""
+    """`pairs`: an epoch has every pair once in each direction; `images`: every image once with a random
+    partner, in each direction"""
     batch: int = 1
     """pairs per optimiser step, on all devices together"""
     lr: float = 1e-3
@@ -54,7 +56,8 @@ class Profile:
     seed: int = 0
     """of the initial weights, the order of pairs and stochastic depth"""
     precision: str = ""
-    """fp32, bf16 or fp16 of the network's arithmetic; empty is what accelerate is set to, else fp32. Fields, losses and weights
+    """fp32, bf16 or fp16 of the network's arithmetic; empty is what accelerate is set to, else fp32. Fields,
+    losses and weights
     stay float32"""
     recompute: bool = False
     """keep fewer activations for the backward pass: less memory, somewhat more time"""
