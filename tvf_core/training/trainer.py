@@ -205,8 +205,12 @@ class Trainer:
         terms = {name: f"{record[name]:.3f}" for name in self.terms}
         self.bar.set_postfix(terms | {f"best {self.metric}": f"{self.best:.4f}"}, refresh=False)
 
+    def minutes_since_save(self) -> float:
+        """Minutes since the state was saved last, or since the steps began."""
+        return (time.time() - self.saved) / 60
+
     def save(self, done: int, last: bool = False) -> bool:
-        """Save the state after so many steps, give whether that worked. ``last``: the processes end then."""
+        """Save the state after so many steps; give whether that worked. ``last``: the processes then end."""
         for log in self.logs[:1]:
             log.sync()  # the state must not be ahead of the history
         scaler = self.accelerator.scaler
@@ -225,10 +229,6 @@ class Trainer:
         if last:  # a launcher ends all processes when the first one ends
             self.accelerator.wait_for_everyone()
         return saved
-
-    def minutes_since_save(self) -> float:
-        """Minutes since the state was saved last, or since the steps began."""
-        return (time.time() - self.saved) / 60
 
     def finish(self, code: str) -> None:
         """Write the best weights and the run card. ``code`` is the hash of the code that trained."""
@@ -260,7 +260,7 @@ class Trainer:
         return self.sampler.parts(step * self.directions, process, parts, self.share)
 
     def _gradients(self, step: int) -> dict[str, torch.Tensor]:
-        """Compute the gradients of a step, part after part; give each loss term as its mean over the parts."""
+        """Compute the gradients of a step part after part; give each loss term as its mean over the parts."""
         parts, summed = self._parts(step), 0.0
         for k, (_, flips) in enumerate(parts, 1):
             together = contextlib.nullcontext() if k == len(parts) else self.accelerator.no_sync(self.wrapped)
