@@ -301,36 +301,6 @@ def test_flow_on_the_finer_grid_agrees_with_the_doubled_flow(shape, smooth_veloc
     assert (direct - doubled)[inside].abs().max() < 0.5 < direct.abs().max()
 
 
-@each_method
-@pytest.mark.parametrize("shape", [(9, 8), (7, 8, 6)], ids=str)
-def test_recomputation_changes_no_value_and_no_gradient(method, shape, smooth_velocity):
-    results = []
-    for recompute in (False, True):
-        v = smooth_velocity(shape, dtype=torch.float64).requires_grad_()
-        u = integrate.flow(v, method, 5, recompute=recompute)
-        (u * torch.arange(u.numel()).view(u.shape)).sum().backward()
-        results.append((u.detach(), v.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    torch.testing.assert_close(results[0][1], results[1][1])
-
-
-def test_memory_of_recomputation_hardly_grows_with_the_substeps(smooth_velocity):
-    velocity = smooth_velocity((32, 32, 32))
-
-    def peak(substeps, recompute):  # bytes, from the allocator's own events
-        v = velocity.clone().requires_grad_()
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile:
-            integrate.flow(v, "rk4", substeps, recompute=recompute).square().sum().backward()
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        return np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
-
-    assert peak(16, False) > 8 * peak(1, False)
-    assert peak(16, True) < 1.5 * peak(1, True)
-    assert peak(1, True) < peak(1, False)
-
-
 @pytest.mark.parametrize("shape", [(9, 8), (7, 8, 6)], ids=str)
 def test_the_released_rule_is_its_literal_form(shape, smooth_velocity):
     # The released sampler normalises for align_corners=True, reads with False, and has zeros outside.

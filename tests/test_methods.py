@@ -17,7 +17,7 @@ from tvf_core.networks import lapirn
 from tvf_core.pairwise import lddmm
 from tvf_core.paths import ROOT
 from tvf_core.reporting import tables
-from tvf_core.training import train
+from tvf_core.training import train, validation
 from tvf_core.training.profiles import Profile
 from tvf_core.training.sampling import PairSampler
 
@@ -235,7 +235,7 @@ def test_cyclemorph_minimises_its_formula(shape):
 
 
 def test_cyclemorph_sees_as_many_ordered_pairs_in_half_the_steps(toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    monkeypatch.setattr(validation, "validate", lambda *args: 1.0)
     seen, draw = [], PairSampler.__call__
     monkeypatch.setattr(
         PairSampler, "__call__", lambda self, step: (step in seen or seen.append(step), draw(self, step))[1]

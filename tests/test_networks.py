@@ -554,7 +554,7 @@ def test_computing_activations_again_changes_nothing(integrator, shape, training
         assert torch.allclose(network(*inputs)[0], again, atol=1e-3) != training
 
 
-# No size gives a level of 2 planes; see train._refuse_two_planes.
+# No size gives a level of 2 planes; see precision.refuse_two_planes.
 @pytest.mark.parametrize("shape", [(17, 18), (33, 9, 10)], ids=str)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_half_precision_leaves_fields_in_float32_and_close(shape, recompute, smooth_image):

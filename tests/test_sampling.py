@@ -8,8 +8,7 @@ import pytest
 
 from tvf_core import data
 from tvf_core.data import PairData
-from tvf_core.training import train
-from tvf_core.training.sampling import PairSampler
+from tvf_core.training.sampling import PairSampler, mirrored
 
 
 def pairs_of(images, pairs=None):
@@ -72,8 +71,8 @@ def test_a_pair_is_mirrored_in_both_directions_or_in_none():
 
 def test_mirroring_turns_images_and_labels_of_the_chosen_pairs(toy_data):
     batch = data.load("toy2d", "train").stack([(0, 1), (2, 3)])
-    mirrored = train._mirrored(batch, [False, True])
+    flipped = mirrored(batch, [False, True])
     for name, value in batch.items():
-        assert (mirrored[name][0] == value[0]).all()
-        assert (mirrored[name][1] == value[1].flip(-1)).all() and (mirrored[name][1] != value[1]).any()
-    assert train._mirrored(batch, [False, False]) is batch
+        assert (flipped[name][0] == value[0]).all()
+        assert (flipped[name][1] == value[1].flip(-1)).all() and (flipped[name][1] != value[1]).any()
+    assert mirrored(batch, [False, False]) is batch

@@ -22,7 +22,7 @@ from tvf_core.metrics.feature_similarity import fsim
 from tvf_core.model import Model
 from tvf_core.networks.layers import RELEASED, STANDARD
 from tvf_core.paths import ROOT
-from tvf_core.training import train
+from tvf_core.training import train, validation
 from tvf_core.training.profiles import Profile
 from tvf_core.training.sampling import PairSampler
 
@@ -46,7 +46,7 @@ def run(method, name, steps, out, **settings):
 @pytest.mark.parametrize("name", ["toy2d", "toy3d"])
 def test_training_on_one_pair_learns_it(method, name, toy_data, tmp_path, monkeypatch):
     monkeypatch.setattr(PairSampler, "__call__", lambda self, step: [(0, 1)])
-    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    monkeypatch.setattr(validation, "validate", lambda *args: 1.0)
     card = run(method, name, 30 if name == "toy2d" else 12, tmp_path)
     losses = [record["loss"] for record in card["history"]]
     gain = (
@@ -83,7 +83,7 @@ def test_the_released_method_trains_with_the_released_warp(toy_data, tmp_path):
 def test_validation_uses_the_arithmetic_of_the_training(toy_data, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        train, "validate", lambda *args: (seen.append(torch.is_autocast_enabled("cpu")), 1.0)[1]
+        validation, "validate", lambda *args: (seen.append(torch.is_autocast_enabled("cpu")), 1.0)[1]
     )
     run("vm-2", "toy2d", 1, tmp_path / "bf16", precision="bf16")
     run("vm-2", "toy2d", 1, tmp_path / "fp32", precision="fp32")
@@ -134,7 +134,7 @@ def test_recomputing_trains_the_same_weights(toy_data, tmp_path):
 
 
 def test_the_seed_decides_everything(toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    monkeypatch.setattr(validation, "validate", lambda *args: 1.0)
     losses = [
         [r["loss"] for r in run("tm", "toy2d", 3, tmp_path / str(k), seed=seed)["history"]]
         for k, seed in enumerate([0, 0, 1])
@@ -149,7 +149,7 @@ def test_the_weights_of_the_best_validation_are_kept(toy_data, tmp_path, monkeyp
         seen.append({k: v.clone() for k, v in network.state_dict().items()})
         return next(scores)
 
-    monkeypatch.setattr(train, "validate", validate)
+    monkeypatch.setattr(validation, "validate", validate)
     card = run("tm", "toy2d", 3, tmp_path, validations=3)
     assert card["validation"]["score"] == 0.9
     kept = checkpoints.load(tmp_path / "weights.safetensors").network.state_dict()
@@ -164,7 +164,7 @@ def test_the_weights_of_the_best_validation_are_kept(toy_data, tmp_path, monkeyp
 
 def test_the_learning_rate_decays_as_published(toy_data, tmp_path, monkeypatch):
     rates, step = [], torch.optim.Adam.step
-    monkeypatch.setattr(train, "validate", lambda *args: 1.0)
+    monkeypatch.setattr(validation, "validate", lambda *args: 1.0)
     monkeypatch.setattr(
         torch.optim.Adam,
         "step",
@@ -418,7 +418,8 @@ def test_validation_scores_dice_with_labels_and_ssim_without(toy_data):
             [evaluate.score(Model(config, network), part, k, "cpu", [metric])[metric] for k in (0, 1)]
         )
         assert [
-            train.validate(network, config, part, 12, Accelerator(cpu=True), at_once) for at_once in (1, 2)
+            validation.validate(network, config, part, 12, Accelerator(cpu=True), at_once)
+            for at_once in (1, 2)
         ] == pytest.approx([expected] * 2)
 
 

@@ -12,15 +12,17 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from test_train import run
 
-from tvf_core import commands, data
+from tvf_core import commands, data, paths
 from tvf_core.methods import METHODS
 from tvf_core.paths import ROOT
-from tvf_core.training import interrupts, profiles, run_folder, train
+from tvf_core.training import interrupts, not_finite, profiles, train
 from tvf_core.training.history import History, read_history
-from tvf_core.training.run_folder import RunFolder, list_runs
+from tvf_core.training.run_folder import RunFolder
+from tvf_core.training.run_list import elapsed, list_runs
 from tvf_core.training.sampling import PairSampler
 
 STEPS = 30  # of the runs that are interrupted: enough to be met in the middle, however fast the machine is
@@ -222,6 +224,89 @@ def test_two_trainings_in_one_folder_are_refused(toy_data, tmp_path):
     assert [entry["state"] for entry in list_runs(tmp_path)] == ["finished"]
 
 
+def test_an_earlier_run_is_put_aside_while_its_folder_stays_locked(toy_data, tmp_path, monkeypatch):
+    """From the moment its files move to the end of the new training, no other process can begin in the folder."""
+    stopped(tmp_path / "cut", 4)
+    moves, rename = [], type(tmp_path).rename
+
+    def seen(self, target):
+        with pytest.raises(Timeout), FileLock(tmp_path / "cut" / ".lock", timeout=0):
+            pass
+        moves.append(self.name)
+        return rename(self, target)
+
+    def locked(record):
+        with pytest.raises(Timeout), FileLock(tmp_path / "cut" / ".lock", timeout=0):
+            pass
+
+    monkeypatch.setattr(type(tmp_path), "rename", seen)
+    before = {f.name: f.read_bytes() for f in (tmp_path / "cut").iterdir()}
+    run("tm", "toy2d", 2, tmp_path / "cut", resume="new", watch=locked)
+    after = {f.name: f.read_bytes() for f in (tmp_path / "cut.1").iterdir()}
+    assert moves and after == {name: content for name, content in before.items() if name != ".lock"}
+    assert "state.pt" in after and (tmp_path / "cut" / "weights.json").exists()
+
+
+def test_putting_aside_that_was_interrupted_is_repeated_and_loses_nothing(toy_data, tmp_path, monkeypatch):
+    stopped(tmp_path / "cut", 4)
+    rename, moves = type(tmp_path).rename, []
+
+    def power_cut(self, target):
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        moves.append(self.name)
+        return rename(self, target)
+
+    before = {f.name for f in (tmp_path / "cut").iterdir()} - {".lock"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(tmp_path), "rename", power_cut)
+        run("tm", "toy2d", 2, tmp_path / "cut", resume="new")
+    run("tm", "toy2d", 2, tmp_path / "cut", resume="new")
+    first, second = ({f.name for f in (tmp_path / f"cut.{k}").iterdir()} for k in (1, 2))
+    assert first == set(moves) and first | second == before and not first & second
+
+
+def leave(folder, name, process, machine=None, age=0.0):
+    """A temporary file as a killed process leaves it."""
+    file = folder / f".{name}.{machine or paths.this_machine()}.{process}.part"
+    folder.mkdir(exist_ok=True)
+    file.write_bytes(b"half")
+    os.utime(file, (time.time() - age, time.time() - age))
+    return file
+
+
+def test_only_leftovers_of_trainings_that_ended_are_deleted(toy_data, tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    old = 2 * 24 * 3600
+    gone = [
+        leave(tmp_path, "state.pt", ended.pid),
+        leave(tmp_path, "weights.safetensors", os.getppid(), age=old),
+        leave(tmp_path, "history.jsonl", ended.pid, "another-machine", old),
+    ]
+    kept = [
+        leave(tmp_path, "weights.json", os.getppid()),  # that process lives
+        leave(tmp_path, "state.pt", ended.pid, "another-machine"),  # there, such a process may live
+        leave(tmp_path, "tm.csv", ended.pid, age=old),  # no file of a training
+    ]
+    run("tm", "toy2d", 2, tmp_path)
+    assert not any(file.exists() for file in gone) and all(file.exists() for file in kept)
+
+
+def test_where_locks_do_not_work_nothing_of_others_is_deleted(toy_data, tmp_path, monkeypatch, capsys):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    others = [leave(tmp_path, "state.pt", os.getppid()), leave(tmp_path, "state.pt", ended.pid, age=1e6)]
+
+    def no_locks(self, *args, **kwargs):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
+    run("tm", "toy2d", 2, tmp_path)
+    assert "cannot be locked" in capsys.readouterr().err and all(file.exists() for file in others)
+    assert [entry["state"] for entry in list_runs(tmp_path)] == ["finished"]
+
+
 def test_a_full_disk_leaves_the_last_state_good_and_the_log_whole(toy_data, tmp_path, capfd):
     """A limit on the size of files stands for the disk: the state is too large for it, and so is the log from then on."""
     whole = run("tm", "toy2d", 6, tmp_path / "whole", save_minutes=0)
@@ -301,7 +386,7 @@ def test_what_is_not_finite_stops_or_is_skipped_and_harms_nothing(
 
 
 def test_skipping_ends_when_nothing_else_happens(toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "IN_A_ROW", 4)
+    monkeypatch.setattr(not_finite, "IN_A_ROW", 4)
     forward = METHODS["tm"].objective.forward
     monkeypatch.setattr(
         METHODS["tm"].objective,
@@ -495,7 +580,7 @@ def test_runs_are_listed(toy_data, tmp_path, monkeypatch, capsys):
     [(3.4, "3 s"), (75, "1 min 15 s"), (3600 * 5 + 61, "5 h 01 min"), (86400 * 3 + 7200, "3 d 02 h")],
 )
 def test_times_are_told_for_people(seconds, text):
-    assert run_folder.elapsed(seconds) == text
+    assert elapsed(seconds) == text
 
 
 def test_tensorboard_has_the_records(toy_data, tmp_path):

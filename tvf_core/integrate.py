@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from . import released
 from .checks import check_field, one_of
@@ -52,7 +51,6 @@ def solve(
     t1: float = 1.0,
     steps: int = 8,
     method: str = "rk4",
-    recompute: bool = False,
 ) -> torch.Tensor:
     """Carry points along any velocity from time ``t0`` to ``t1`` (backwards if ``t1 < t0``).
 
@@ -62,33 +60,14 @@ def solve(
     points : (B, D, *P) start positions.
     steps : number of equal steps.
     method : ``euler``, ``heun`` or ``rk4``.
-    recompute : for gradients in little memory: keep the start and about log2(steps) positions, and compute
-        the others again in the backward pass (1 + log2(steps) times as many evaluations; same values).
     """
     step = STEPS[one_of(method, STEPS, "integrator")]
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     h = (t1 - t0) / steps
-    if recompute:
-        return checkpoint(
-            _halves, step, v, points, t0, h, 0, steps, use_reentrant=False, preserve_rng_state=False
-        )
     for k in range(steps):
         points = step(v, t0 + k * h, points, h)
     return points
-
-
-def _halves(step, v: Velocity, x: torch.Tensor, t0: float, h: float, first: int, last: int) -> torch.Tensor:
-    """Steps number ``first`` to ``last`` as two halves, these as halves again: each remembers only where it began.
-
-    Not a function inside :func:`solve`: one that calls itself would be a reference cycle and keep the velocity's
-    whole graph in memory until Python's next garbage collection.
-    """
-    if last - first == 1:
-        return step(v, t0 + first * h, x, h)
-    middle = (first + last) // 2
-    x = checkpoint(_halves, step, v, x, t0, h, first, middle, use_reentrant=False, preserve_rng_state=False)
-    return checkpoint(_halves, step, v, x, t0, h, middle, last, use_reentrant=False, preserve_rng_state=False)
 
 
 def advance(
@@ -120,7 +99,6 @@ def transport(
     t0: float = 0.0,
     t1: float = 1.0,
     shape=None,
-    recompute: bool = False,
 ) -> torch.Tensor:
     """Carry any points along a time-varying velocity, without a displacement field in between.
 
@@ -132,7 +110,6 @@ def transport(
     substeps : solver steps within each of the T intervals (or the part of one that t0 and t1 leave).
     t0, t1 : from when to when, within [0, 1]; ``t0=1, t1=0`` carries the points back.
     shape : image grid of the points: the velocity's own (default) or the one that it halves.
-    recompute : see :func:`solve`; the position at the start of each of the T intervals is kept as well.
 
     Returns
     -------
@@ -150,7 +127,7 @@ def transport(
         places = places.reshape(*places.shape[:2], -1, *[1] * (velocity.shape[2] - 1))
     places = (places + 0.5) / factor - 0.5  # centres of the image's voxels, on the velocity's grid
     for k, begin, end in _intervals(steps, t0, t1):
-        places = solve(_field(velocity[:, k]), places, begin, end, substeps, method, recompute)
+        places = solve(_field(velocity[:, k]), places, begin, end, substeps, method)
     return (factor * (places + 0.5) - 0.5).reshape(-1, *points.shape[1:])
 
 
@@ -161,13 +138,12 @@ def flow(
     t0: float = 0.0,
     t1: float = 1.0,
     shape=None,
-    recompute: bool = False,
 ) -> torch.Tensor:
     """Map from time t0 to t1 of the flow of a time-varying velocity, as a displacement.
 
     Parameters
     ----------
-    velocity, substeps, t0, t1, recompute : as for :func:`transport`. ``t0=1, t1=0`` is the inverse map:
+    velocity, substeps, t0, t1 : as for :func:`transport`. ``t0=1, t1=0`` is the inverse map:
         from the same velocity, time running backwards.
     method : ``euler``, ``heun``, ``rk4``; ``squaring`` for a velocity that does not change in time (T = 1), see
         :func:`scaling_and_squaring`; or ``released`` for the rule of the released code
@@ -189,7 +165,7 @@ def flow(
     >>> flow(v, shape=(16, 15)).unique().tolist()       # voxels half as large: twice as many of them
     [1.0]
     """
-    for displacement in _maps(velocity, [t0, t1], method, substeps, shape, recompute):  # noqa: B007
+    for displacement in _maps(velocity, [t0, t1], method, substeps, shape):  # noqa: B007
         pass  # the last one is wanted
     return displacement
 
@@ -200,7 +176,6 @@ def trajectory(
     method: str = "rk4",
     substeps: int = 1,
     shape=None,
-    recompute: bool = False,
 ) -> torch.Tensor:
     """The map phi_t at several times, each continued from the one before.
 
@@ -208,7 +183,7 @@ def trajectory(
     ----------
     times : at least two within [0, 1], rising or falling. **The flow begins at the first**: for phi_t as in
         the paper it is 0. Default 0, 1/T, ..., 1.
-    velocity, method, substeps, shape, recompute : as for :func:`flow`. ``released`` knows the ends of
+    velocity, method, substeps, shape : as for :func:`flow`. ``released`` knows the ends of
         intervals only.
 
     Returns
@@ -219,7 +194,7 @@ def trajectory(
     times = [k / steps for k in range(steps + 1)] if times is None else [float(t) for t in times]
     if len(times) < 2:
         raise ValueError(f"times: expected at least two, the first is where the flow begins; got {times}")
-    return torch.stack(list(_maps(velocity, times, method, substeps, shape, recompute)), dim=1)
+    return torch.stack(list(_maps(velocity, times, method, substeps, shape)), dim=1)
 
 
 def check_integration(method: str, substeps: int) -> None:
@@ -230,7 +205,7 @@ def check_integration(method: str, substeps: int) -> None:
         raise ValueError(f"substeps: expected at least 1, got {substeps}")
 
 
-def _maps(velocity, times, method, substeps, shape, recompute) -> Iterator[torch.Tensor]:
+def _maps(velocity, times, method, substeps, shape) -> Iterator[torch.Tensor]:
     """Displacements from times[0] to each of the times, one after the other."""
     check_integration(method, substeps)
     steps, (factor, shape) = _time_steps(velocity), _refinement(velocity, shape)
@@ -257,7 +232,7 @@ def _maps(velocity, times, method, substeps, shape, recompute) -> Iterator[torch
     start = identity_grid(shape, velocity.device, at_least_float32(velocity))
     points = start.expand(velocity.shape[0], *start.shape[1:])
     for begin, end in itertools.pairwise([times[0], *times]):
-        points = transport(velocity, points, method, substeps, begin, end, shape, recompute)
+        points = transport(velocity, points, method, substeps, begin, end, shape)
         yield points - start
 
 

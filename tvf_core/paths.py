@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from pathlib import Path
 
 import pooch
@@ -33,11 +34,16 @@ def cache() -> Path:
     return Path(os.environ.get("TVF_CACHE") or pooch.os_cache("tvf_core"))
 
 
+def this_machine() -> str:
+    """Name of this computer in the names of temporary files: process numbers are unique on one machine only."""
+    return platform.node().replace("/", "-") or "unnamed"
+
+
 @contextlib.contextmanager
 def write_then_rename(path: Path):
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{this_machine()}.{os.getpid()}.part")
     try:
         yield temporary
         os.replace(temporary, path)

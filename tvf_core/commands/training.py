@@ -12,7 +12,7 @@ from ..paths import runs
 from ..reporting import tables
 from ..training import profiles
 from ..training import train as training
-from ..training.run_folder import elapsed, list_runs
+from ..training.run_list import elapsed, list_runs
 from .app import app
 
 

@@ -13,6 +13,7 @@ on bright constant regions outweigh the true gradient elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import torch
@@ -88,83 +89,107 @@ def lncc_with_gradients(
     -------
     The value, and for each image the gradient (its shape), or an empty tensor.
     """
-    images = [image.movedim(1, 0) for image in (a, b)]  # (1, B, *S): the slot of axis 0 holds the maps below
-    rank, radius = a.dim() - 2, window // 2
-    precise = for_sums(a.device)
-    depth, plane = a.shape[2], a.shape[0] * a.shape[3:].numel()
-    rows = min(depth, max(1, CHUNK.get(a.device.type, CHUNK["cuda"]) // plane))
-    inside = (..., *[slice(radius, radius + s) for s in a.shape[3:]])
-
-    def padded(maps):  # zeros around the planes; the margin stays zero while the planes change
-        return torch.zeros(
-            maps, a.shape[0], rows, *[s + 2 * radius for s in a.shape[3:]], dtype=precise, device=a.device
-        )
-
     wanted = [k for k, want in enumerate((for_a, for_b)) if want]
-    moments, slopes = padded(5), padded(1 + 2 * len(wanted))
-    sums, gradient_sums = _BoxSums(window), _BoxSums(window)
-    gradients = [
-        torch.empty_like(image) if k in wanted else image.new_empty(0) for k, image in enumerate(images)
-    ]
-    total, finished = torch.zeros((), dtype=precise, device=a.device), 0
+    correlation = _Correlation([image.movedim(1, 0) for image in (a, b)], window, eps, wanted)
+    for first in range(0, a.shape[2], correlation.rows):
+        correlation.push(first)
+    correlation.finish()
+    value = (-correlation.total / a.numel()).to(a.dtype)
+    return value, *[g.movedim(0, 1).contiguous() if g.dim() > 1 else g for g in correlation.gradients]
 
-    def correlate(sums_of_moments):
-        """Add a chunk's squared correlations to the total; fill ``slopes`` with what the gradients sum up."""
-        nonlocal total
+
+class _Correlation:
+    """Sum of the squared local correlations of two images, and its gradients, from a few planes at a time.
+
+    Parameters
+    ----------
+    images : two of shape (1, B, depth, *rest).
+    window, eps : as for :func:`lncc`.
+    wanted : numbers of the images whose gradients are wanted.
+
+    Attributes
+    ----------
+    rows : planes that :meth:`push` takes at once.
+    total : sum of the squared correlations, once :meth:`finish` has returned.
+    gradients : for each image, of :func:`lncc`; empty where it is not wanted.
+    """
+
+    def __init__(self, images: list[torch.Tensor], window: int, eps: float, wanted: list[int]):
+        self.images, self.eps, self.wanted = images, eps, wanted
+        _, batch, depth, *rest = images[0].shape
+        device, radius = images[0].device, window // 2
+        self.depth, self.volume = depth, window ** (1 + len(rest))
+        self.rows = min(depth, max(1, CHUNK.get(device.type, CHUNK["cuda"]) // (batch * math.prod(rest))))
+        self.inside = (..., *[slice(radius, radius + s) for s in rest])
+        self.precise = for_sums(device)
+
+        def padded(maps):  # zeros around the planes; the margin stays zero while the planes change
+            shape = maps, batch, self.rows, *[s + 2 * radius for s in rest]
+            return torch.zeros(shape, dtype=self.precise, device=device)
+
+        # What box sums are taken of: the images' moments, then what the gradients depend on.
+        self.moments, self.slopes = padded(5), padded(1 + 2 * len(wanted))
+        self.sums, self.slope_sums = _BoxSums(window), _BoxSums(window)
+        self.total, self.collected = torch.zeros((), dtype=self.precise, device=device), 0
+        self.gradients = [
+            torch.empty_like(image) if k in wanted else image.new_empty(0) for k, image in enumerate(images)
+        ]
+
+    def push(self, first: int) -> None:
+        """Take the ``rows`` planes from number ``first`` on, or what is left of them; planes come in order."""
+        chunk = self.moments[:, :, : min(self.rows, self.depth - first)]
+        one, two, *products = chunk[self.inside]
+        one.copy_(self.images[0][0, :, first : first + self.rows])
+        two.copy_(self.images[1][0, :, first : first + self.rows])
+        for product, factors in zip(products, ((one, one), (two, two), (one, two))):
+            torch.mul(*factors, out=product)
+        self._proceed(self.sums.push(chunk))
+
+    def finish(self) -> None:
+        """Complete the windows that reach beyond the last plane."""
+        self._proceed(self.sums.finish(self.rows))
+        if self.wanted:
+            for summed in self.slope_sums.finish(self.rows):
+                self._collect(summed)
+
+    def _proceed(self, complete) -> None:
+        for sums_of_moments in complete:
+            slopes = self._correlate(sums_of_moments)
+            if self.wanted:
+                for summed in self.slope_sums.push(slopes):
+                    self._collect(summed)
+
+    def _correlate(self, sums_of_moments: torch.Tensor) -> torch.Tensor | None:
+        """Add the squared correlations of some planes to the total; give what the gradients sum up."""
         sum_a, sum_b, sum_aa, sum_bb, cross = sums_of_moments.unbind()
-        means = [sum_a / window**rank, sum_b / window**rank]
+        means = [sum_a / self.volume, sum_b / self.volume]
         cross.addcmul_(sum_a, means[1], value=-1)
         variances = [
             sum_aa.addcmul_(sum_a, means[0], value=-1).clamp_(min=0),
             sum_bb.addcmul_(sum_b, means[1], value=-1).clamp_(min=0),
         ]
-        ratio = cross / (variances[0] * variances[1]).add_(eps)
-        total += (cross * ratio).sum()
-        if not wanted:
+        ratio = cross / (variances[0] * variances[1]).add_(self.eps)
+        self.total += (cross * ratio).sum()
+        if not self.wanted:
             return None
-        out = slopes[:, :, : ratio.shape[1]]
-        inner = out[inside]
+        out = self.slopes[:, :, : ratio.shape[1]]
+        inner = out[self.inside]
         inner[0].copy_(ratio)  # half the slope in the covariance: it meets the other image
-        for place, k in enumerate(wanted):
+        for place, k in enumerate(self.wanted):
             constant, own = inner[1 + 2 * place], inner[2 + 2 * place]
             torch.mul(ratio, ratio, out=own).mul_(variances[1 - k])  # minus the slope in the own variance
             torch.mul(ratio, means[1 - k], out=constant).addcmul_(own, means[k], value=-1)
         return out
 
-    def collect(summed):
-        """Gradients of the planes whose windows are all known."""
-        nonlocal finished
-        here = slice(finished, finished + summed.shape[2])
-        for place, k in enumerate(wanted):
-            own, other = (images[i][0, :, here].to(precise) for i in (k, 1 - k))
-            slope = (
-                (summed[0] * other).sub_(summed[1 + 2 * place]).addcmul_(summed[2 + 2 * place], own, value=-1)
-            )
-            gradients[k][0, :, here] = slope.mul_(-2 / a.numel())
-        finished = here.stop
-
-    def proceed(complete):
-        for sums_of_moments in complete:
-            summands = correlate(sums_of_moments)
-            if wanted:
-                for summed in gradient_sums.push(summands):
-                    collect(summed)
-
-    for first in range(0, depth, rows):
-        chunk = moments[:, :, : min(rows, depth - first)]
-        one, two, *products = chunk[inside]
-        one.copy_(images[0][0, :, first : first + rows])
-        two.copy_(images[1][0, :, first : first + rows])
-        for product, factors in zip(products, ((one, one), (two, two), (one, two))):
-            torch.mul(*factors, out=product)
-        proceed(sums.push(chunk))
-    proceed(sums.finish(rows))
-    if wanted:
-        for summed in gradient_sums.finish(rows):
-            collect(summed)
-    return (-total / a.numel()).to(a.dtype), *[
-        g.movedim(0, 1).contiguous() if g.dim() > 1 else g for g in gradients
-    ]
+    def _collect(self, summed: torch.Tensor) -> None:
+        """Write the gradients of the planes whose windows are all known."""
+        here = slice(self.collected, self.collected + summed.shape[2])
+        for place, k in enumerate(self.wanted):
+            own, other = (self.images[i][0, :, here].to(self.precise) for i in (k, 1 - k))
+            slope = (summed[0] * other).sub_(summed[1 + 2 * place])
+            slope.addcmul_(summed[2 + 2 * place], own, value=-1)
+            self.gradients[k][0, :, here] = slope.mul_(-2 / self.images[k].numel())
+        self.collected = here.stop
 
 
 class _BoxSums:

@@ -82,7 +82,6 @@ def register(
     iterations: int | Sequence[int] = 40,
     scales: Sequence[int] = (1,),
     integrator: str = "rk4",
-    recompute: bool = False,
 ) -> tuple[Registration, list[dict]]:
     """Align one pair by LBFGS over time-varying velocities, from coarse grids to fine ones.
 
@@ -100,7 +99,7 @@ def register(
     scales : spacing of the velocity's grid in voxels of the image, one after the other: falling powers of
         two that end in 1 or 2. Velocities on a grid coarser than the image are fitted to images halved
         until they are one level finer than that grid, their map doubled.
-    integrator, recompute : see :func:`tvf_core.integrate.flow`.
+    integrator : see :func:`tvf_core.integrate.flow`.
 
     Returns
     -------
@@ -124,18 +123,14 @@ def register(
             iterations,
             scales,
             integrator,
-            recompute,
         )
 
 
-def _register(moving, fixed, steps, alpha, gamma, beta, weight, iterations, scales, integrator, recompute):
-    dim, batch = moving.dim() - 2, len(moving)
-    scales = tuple(scales)
+def _register(moving, fixed, steps, alpha, gamma, beta, weight, iterations, scales, integrator):
+    """:func:`register` for images that need no conversion, with gradients on."""
+    dim, batch, scales = moving.dim() - 2, len(moving), tuple(scales)
+    levels = _levels(scales)
     counts = (iterations,) * len(scales) if isinstance(iterations, int) else tuple(iterations)
-    levels = [int(s).bit_length() - 1 for s in scales]  # how often the image is halved
-    powers = all(s == 2**k for s, k in zip(scales, levels))
-    if not levels or not powers or levels != sorted(set(levels), reverse=True) or levels[-1] > 1:
-        raise ValueError(f"scales: expected falling powers of two that end in 1 or 2, got {scales}")
     if len(counts) != len(scales):
         raise ValueError(f"iterations: expected one number or one for each scale of {scales}, got {counts}")
     images = [(moving, fixed)]
@@ -147,35 +142,57 @@ def _register(moving, fixed, steps, alpha, gamma, beta, weight, iterations, scal
     def velocity(w, scale):
         return smooth(w * unit, dim, alpha / scale**2, gamma, beta)
 
+    def loss(w, scale, source, target):
+        """Mismatch and weighted energy; the map on a coarser grid is doubled."""
+        displacement = flow(velocity(w, scale), integrator)
+        if scale > 1:
+            displacement = fields.double(displacement, source.shape[2:])
+        mse = losses.mse(fields.warp(source, displacement), target)
+        return mse, weight * energy(w * unit, scale)
+
     for before, level, scale, count in zip([levels[0], *levels], levels, scales, counts):
-        source, target = images[max(level - 1, 0)]
         for finer in range(before - 1, level - 1, -1):
             # w rather than v, whose kinks between the coarse voxels L would turn into energy
             w = fields.double(w.flatten(0, 1), images[finer][0].shape[2:]).unflatten(0, (batch, steps))
-        w = w.detach().requires_grad_(True)
-        optimizer = torch.optim.LBFGS([w], max_iter=count, history_size=10, line_search_fn="strong_wolfe")
-
-        def closure():
-            optimizer.zero_grad()
-            displacement = flow(velocity(w, scale), integrator, recompute=recompute)
-            if level > 0:
-                displacement = fields.double(displacement, source.shape[2:])
-            mse = losses.mse(fields.warp(source, displacement), target)
-            cost = weight * energy(w * unit, scale)
-            total = (mse + cost) * moving.numel()  # sums, not means: LBFGS stops on absolute tolerances
-            if not torch.isfinite(total):
-                raise FloatingPointError(
-                    f"LDDMM: not finite at scale {scale}, evaluation {len(history)}; try a larger weight"
-                )
-            total.backward()
-            history.append({"scale": scale, "mse": mse.item(), "energy": cost.item()})
-            return total
-
-        optimizer.step(closure)
+        w = _minimise(w, scale, count, images[max(level - 1, 0)], loss, moving.numel(), history)
     with torch.no_grad():
         v = velocity(w, scale)
         displacement = flow(v, integrator, shape=moving.shape[2:])
         return Registration(displacement, fields.warp(moving, displacement), v, integrator), history
+
+
+def _levels(scales: tuple[int, ...]) -> list[int]:
+    """How often the image is halved at each scale."""
+    levels = [int(s).bit_length() - 1 for s in scales]
+    powers = all(s == 2**k for s, k in zip(scales, levels))
+    if not levels or not powers or levels != sorted(set(levels), reverse=True) or levels[-1] > 1:
+        raise ValueError(f"scales: expected falling powers of two that end in 1 or 2, got {scales}")
+    return levels
+
+
+def _minimise(w, scale, iterations, images, loss, size, history):
+    """The unknown of one scale after ``iterations`` of LBFGS that start from ``w``; adds to the history.
+
+    ``loss(w, scale, *images)`` gives mismatch and energy as means. LBFGS stops on absolute tolerances, so it
+    minimises their sum times ``size``, the number of voxels.
+    """
+    w = w.detach().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([w], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        mse, cost = loss(w, scale, *images)
+        total = (mse + cost) * size
+        if not torch.isfinite(total):
+            raise FloatingPointError(
+                f"LDDMM: not finite at scale {scale}, evaluation {len(history)}; try a larger weight"
+            )
+        total.backward()
+        history.append({"scale": scale, "mse": mse.item(), "energy": cost.item()})
+        return total
+
+    optimizer.step(closure)
+    return w
 
 
 def energy(w: torch.Tensor, scale: int) -> torch.Tensor:

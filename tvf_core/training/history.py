@@ -1,4 +1,4 @@
-"""The log of a training run: a record per step, as lines of JSON and for TensorBoard."""
+"""The log of a training run: one record per step, as lines of JSON and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from ..paths import write_then_rename
 
 
 class History:
-    """The log of a run, a line of JSON per step, written as they come; opened for a run that has done ``steps`` steps.
+    """Writes the log of a run: one line of JSON per step, as soon as the step is done.
 
-    Lines of later steps, from before a stop, are cut off, and lines that cannot be read (the machine went down while they were
-    written) left out. Where a line cannot be written (a full disk), it is kept and written with the next.
+    ``steps`` is the number of steps that the run has already done. Opening removes the lines of later steps,
+    which an earlier process wrote after its last saved state, and the lines that cannot be read because the
+    machine stopped while they were written. A line that cannot be written now (a full disk) is kept and
+    written with the next one.
     """
 
     def __init__(self, folder: Path, steps: int):
@@ -26,7 +29,7 @@ class History:
         known = [(json.dumps(_written(record)) + "\n").encode() for record in read_history(folder, steps)]
         if len(known) < steps:
             tqdm.write(
-                f"{self.path} lacks {steps - len(known)} of the {steps} steps before this one",
+                f"{self.path} lacks {steps - len(known)} of the {steps} steps that this run has done",
                 file=sys.stderr,
             )
         with write_then_rename(self.path) as temporary:
@@ -34,16 +37,16 @@ class History:
         self.file, self.good, self.pending = open(self.path, "ab"), sum(map(len, known)), b""
 
     def __call__(self, record: dict) -> None:
-        """Add a record."""
+        """Add the record of a step."""
         self.pending += (json.dumps(_written(record)) + "\n").encode()
         with contextlib.suppress(OSError):
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending; OSError where that is not possible."""
+        """Write the lines that wait; OSError where that is not possible."""
         try:
             if self.pending:
-                os.ftruncate(self.file.fileno(), self.good)  # a part of a line may be there
+                os.ftruncate(self.file.fileno(), self.good)  # an earlier attempt may have left half a line
                 os.write(self.file.fileno(), self.pending)
                 size = os.fstat(self.file.fileno()).st_size
                 if size != self.good + len(self.pending):
@@ -55,7 +58,7 @@ class History:
             raise
 
     def sync(self) -> None:
-        """Bring what is written to the disk, where that is possible."""
+        """Make sure that all lines are on the disk, where that is possible."""
         with contextlib.suppress(OSError):
             self.flush()
             os.fsync(self.file.fileno())
@@ -64,7 +67,7 @@ class History:
         return self
 
     def __exit__(self, *error) -> None:
-        """Write what is left and close; where that is not possible, say so."""
+        """Write the lines that still wait and close the file. Lines that cannot be written are reported."""
         try:
             self.flush()
         except OSError as reason:
@@ -76,7 +79,10 @@ class History:
 
 
 def read_history(folder: Path, steps: int | None = None) -> list[dict]:
-    """Records of a run's log, or of its first ``steps``; NaN where a number was not finite. Lines that cannot be read are left out."""
+    """The records of a run's log, or those of its first ``steps`` steps.
+
+    A number that was not finite is NaN. Lines that cannot be read are left out.
+    """
     path, records = Path(folder) / "history.jsonl", []
     if not path.exists():
         return records
@@ -89,23 +95,27 @@ def read_history(folder: Path, steps: int | None = None) -> list[dict]:
     return records
 
 
+def mean_loss(records: list[dict]) -> float:
+    """Mean loss of some records; steps that were skipped, whose loss is NaN, do not count."""
+    return float(np.nanmean([record["loss"] for record in records]))
+
+
 def _written(record: dict) -> dict:
-    """A record as JSON can hold it: what is not finite is null."""
+    """A record as JSON can hold it: numbers that are not finite become null."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 class TensorBoard:
-    """Writer of the same records for TensorBoard, into a folder ``tensorboard``."""
+    """Writes the same records for TensorBoard, into the folder ``tensorboard`` of the run."""
 
     def __init__(self, folder: Path, steps: int):
-        from torch.utils.tensorboard import (
-            SummaryWriter,  # needs a package that is optional, and slow to import
-        )
+        # Imported only here: it needs an optional package and takes seconds.
+        from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=steps)
 
     def __call__(self, record: dict) -> None:
-        with contextlib.suppress(OSError):  # a full disk: the history has these numbers, too
+        with contextlib.suppress(OSError):  # on a full disk; the history holds the same numbers
             for name, value in record.items():
                 if name not in ("step", "seconds", "skipped"):
                     self.writer.add_scalar(name, value, record["step"])

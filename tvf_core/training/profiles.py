@@ -63,7 +63,7 @@ class Profile:
     validation_pairs: int = 12
     """validation pairs that they are scored on, evenly spread; 0 is all"""
     seed: int = 0
-    """of the initial weights, the order of pairs and stochastic depth"""
+    """seed of the initial weights, the order of pairs and stochastic depth"""
     precision: str = ""
     """fp32, bf16 or fp16 of the network's arithmetic; empty is what accelerate is set to, else fp32. Fields,
     losses and weights stay float32"""
@@ -85,7 +85,7 @@ class Profile:
     """`shipped`, or `train` to train every method first"""
 
     def change(self, **values) -> Profile:
-        """The same profile with some values changed; those that are None stay. Checked as a whole."""
+        """The same profile with some values changed, checked as a whole; a value of None changes nothing."""
         return check_profile(
             replace(self, **{key: value for key, value in values.items() if value is not None})
         )
@@ -95,7 +95,7 @@ class Profile:
         return {} if METHODS[method].build else self.constants.get(method, {})
 
 
-# What decides neither the weights nor their score: a run may continue with another value.
+# These decide neither the weights nor their score, so a run may continue with other values of them.
 EXECUTION = ("recompute", "accumulate", "auto_fit")
 OF_THE_NOTEBOOK = ("live_steps", "test_pairs", "split", "methods", "weights")
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict}

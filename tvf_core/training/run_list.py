@@ -1,0 +1,82 @@
+"""The list of training runs: how far each one is, and whether it is finished, running or stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+from ..paths import runs
+from . import lock
+from .history import read_history
+
+
+def list_runs(folder: Path | None = None) -> list[dict]:
+    """The runs in a folder (default ``runs/``), one entry per run, the last changed first.
+
+    Returns
+    -------
+    One dictionary per run:
+
+    - ``run``: its path within the folder.
+    - ``state``: finished, running or stopped; damaged where its files cannot be read; unfinished where the
+      file system has no locks, so that running and stopped look the same.
+    - ``step``, ``steps``: steps that are done, and steps of the whole training.
+    - ``metric``, ``best``: the best validation score so far; NaN before the first.
+    - ``seconds``: time that the training has taken.
+    - ``changed``: when its files changed last, in seconds since 1970.
+    """
+    folder = Path(folder) if folder else runs()
+    entries = []
+    for file in folder.rglob("run.json"):
+        nothing = {
+            "run": str(file.parent.relative_to(folder)),
+            "state": "damaged",
+            "step": 0,
+            "steps": 0,
+            "metric": "",
+            "best": math.nan,
+            "seconds": 0.0,
+            "changed": file.stat().st_mtime,
+        }
+        try:
+            entries.append(nothing | _about(file.parent))
+        except (OSError, ValueError, KeyError, TypeError):
+            entries.append(nothing)
+    return sorted(entries, key=lambda entry: -entry["changed"])
+
+
+def _about(path: Path) -> dict:
+    """What the files of one run tell."""
+    recipe = json.loads((path / "run.json").read_text())["recipe"]
+    entry = {"steps": recipe["steps"], "metric": "dice" if recipe["labels"] else "ssim"}
+    if (path / "weights.json").exists():
+        card = json.loads((path / "weights.json").read_text())
+        return entry | {
+            "state": "finished",
+            "step": recipe["steps"],
+            "best": card["validation"]["score"],
+            "seconds": card["seconds"],
+            "changed": (path / "weights.json").stat().st_mtime,
+        }
+    records = read_history(path)
+    if records:
+        scores = [r["validation"] for r in records if not math.isnan(r.get("validation", math.nan))]
+        entry |= {
+            "step": records[-1]["step"] + 1,
+            "seconds": records[-1]["seconds"],
+            "best": max(scores, default=math.nan),
+            "changed": (path / "history.jsonl").stat().st_mtime,
+        }
+    return entry | {"state": {True: "running", False: "stopped", None: "unfinished"}[lock.is_held(path)]}
+
+
+def elapsed(seconds: float) -> str:
+    """A time as text: ``2 d 03 h``, ``3 h 07 min``, ``5 min 12 s`` or ``8 s``."""
+    parts = time.gmtime(seconds)
+    if seconds >= 86400:
+        return f"{int(seconds // 86400)} d {parts.tm_hour:02d} h"
+    if seconds >= 3600:
+        return f"{parts.tm_hour} h {parts.tm_min:02d} min"
+    return f"{parts.tm_min} min {parts.tm_sec:02d} s" if seconds >= 60 else f"{parts.tm_sec} s"
