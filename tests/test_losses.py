@@ -498,7 +498,7 @@ def test_lddmm_energy_of_a_cosine_is_given_by_the_laplacians_eigenvalue(shape, b
 
 
 def literal_operator(v, alpha, gamma, beta):
-    """``(-alpha Laplacian + gamma)^beta`` of one component, voxel by voxel; beyond the border is the border's value."""
+    """``(-alpha Laplacian + gamma)^beta`` of one component, voxel by voxel; the border repeats beyond."""
     for _ in range(beta):
         out = np.empty_like(v)
         for x in np.ndindex(*v.shape):

@@ -1,4 +1,4 @@
-"""What a user asks for is obeyed, or refused in one line; what a profile says to many methods is said to be without effect."""
+"""An option is obeyed or refused in one line; a profile's value without effect on a method is named."""
 
 import json
 import re
@@ -54,7 +54,7 @@ TUNED["anatomies"] = TUNED["demo_brains"]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_configuration_has_the_options_that_change_its_network(method):
-    """An option is the method's where another value gives another network or another flow, and is refused elsewhere."""
+    """A method has an option if another value gives another network or flow; else the option is refused."""
     entry = METHODS[method]
     for dim in entry.dims:
         own = entry.options(dim)
@@ -158,7 +158,7 @@ def test_a_training_says_what_has_no_effect_and_its_card_does_not_list_it(toy_da
 
 
 def test_other_losses_leave_constants_of_the_profile_without_effect(toy_data, tmp_path, capsys):
-    """`tvf train --losses mse 1 lddmm_released 1` with a profile that names beta, which the released term does not have."""
+    """The released term has no beta: `tvf train --losses mse 1 lddmm_released 1`, the profile names beta."""
     profile = Profile("toy2d", size="tiny", time_steps=2, steps=2, validations=1, validation_pairs=1).change(
         constants={"tm-tvf-lddmm": {"alpha": 0.02, "beta": 2}},
         losses={"tm-tvf-lddmm": {"mse": 1.0, "lddmm_released": 1.0}},

@@ -1,4 +1,4 @@
-"""A data set of one's own is a folder, named by its path in every command; one that does not fit is refused."""
+"""A folder is a data set, named by its path in every command; a folder that does not fit is refused."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def content(shape, labelled, people=6, seed=0):
 
 @pytest.fixture
 def mine(tmp_path):
-    """``mine(place, shape, labelled)`` writes a small data set below the test's folder and gives its folder."""
+    """``mine(place, shape, labelled)`` writes a small data set and gives its folder."""
 
     def make(place="elsewhere/my scans", shape=(33, 28), labelled=False, seed=0):
         images, pairs, known = content(shape, labelled, seed=seed)

@@ -1,4 +1,4 @@
-"""The rooms of the house: which part of the package may use which, read from the code's own import statements."""
+"""Which part of the package may import which, read from the import statements."""
 
 import ast
 import importlib.util
@@ -9,7 +9,7 @@ from tvf_core.paths import ROOT
 
 # From the bottom to the top. A module may import from its own floor and from those below it.
 FLOORS = (
-    ("checks", "paths", "fields", "released", "integrate", "registration", "card"),
+    ("checks", "paths", "fields", "released", "integrate", "registration", "card", "sources"),
     ("networks", "metrics"),
     ("losses",),
     ("pairwise", "data"),

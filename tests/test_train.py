@@ -387,7 +387,8 @@ def test_rows_of_other_settings_are_not_continued_and_two_at_once_are_refused(
     kept = tmp_path / "toy2d" / ".tm-tvf.rows.jsonl"
     kept.parent.mkdir()
     kept.write_text(
-        '{"settings": {"method": "tm-tvf", "split": "val"}, "code": "0"}\n{"pair": "of another run", "dice": 0}\n'
+        '{"settings": {"method": "tm-tvf", "split": "val"}, "code": "0"}\n'
+        '{"pair": "of another run", "dice": 0}\n'
     )
     assert go()["n_pairs"] == 2
     assert "another run" not in (tmp_path / "toy2d" / "tm-tvf.csv").read_text()

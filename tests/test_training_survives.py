@@ -1,4 +1,7 @@
-"""Trainings that are killed, interrupted, starved of disk or memory, fed nonsense, spread over processes: what they leave, and how they go on."""
+"""Trainings that are killed, interrupted, short of disk or memory, fed NaN, or spread over processes.
+
+The tests look at what such a training leaves, and at how it continues.
+"""
 
 import json
 import math
@@ -90,7 +93,7 @@ def test_killed_three_times_a_run_ends_with_the_weights_of_one_that_was_not(undi
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_state_and_ends_the_run_as_it_always_would(number, undisturbed, tmp_path):
-    """A terminal and a cluster send it to all processes at once: those that load data must not end the run before the state is there."""
+    """A terminal sends the signal to all processes: those that load data must not end the run first."""
     out = tmp_path / "cut"
     process = subprocess.Popen(
         command(out, "--workers", "2"),
@@ -225,7 +228,7 @@ def test_two_trainings_in_one_folder_are_refused(toy_data, tmp_path):
 
 
 def test_an_earlier_run_is_put_aside_while_its_folder_stays_locked(toy_data, tmp_path, monkeypatch):
-    """From the moment its files move to the end of the new training, no other process can begin in the folder."""
+    """No other process can begin in the folder between the move of its files and the end of the training."""
     stopped(tmp_path / "cut", 4)
     moves, rename = [], type(tmp_path).rename
 
@@ -308,7 +311,7 @@ def test_where_locks_do_not_work_nothing_of_others_is_deleted(toy_data, tmp_path
 
 
 def test_a_full_disk_leaves_the_last_state_good_and_the_log_whole(toy_data, tmp_path, capfd):
-    """A limit on the size of files stands for the disk: the state is too large for it, and so is the log from then on."""
+    """A limit on the size of files stands for the disk: the state exceeds it, and later the log does."""
     whole = run("tm", "toy2d", 6, tmp_path / "whole", save_minutes=0)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     good, limit = {}, resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -145,8 +145,8 @@ def flow(
     ----------
     velocity, substeps, t0, t1 : as for :func:`transport`. ``t0=1, t1=0`` is the inverse map:
         from the same velocity, time running backwards.
-    method : ``euler``, ``heun``, ``rk4``; ``squaring`` for a velocity that does not change in time (T = 1), see
-        :func:`scaling_and_squaring`; or ``released`` for the rule of the released code
+    method : ``euler``, ``heun``, ``rk4``; ``squaring`` for a velocity that does not change in time (T = 1),
+        see :func:`scaling_and_squaring`; or ``released`` for the rule of the released code
         (:mod:`tvf_core.released`), whose "inverse" is the sum of the negated fields.
     shape : image grid on which the map is wanted: the velocity's own (default) or the one that it
         halves. There every voxel is carried through the velocity from where it lies; only ``squaring`` and

@@ -1,10 +1,9 @@
-"""The rows of Tables 1 and 2: a name, a network, its losses, and where each number is from. One entry per method."""
+"""The methods, which are the rows of Tables 1 and 2: name, network, losses, and the source of each number."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,8 +20,24 @@ from .networks.transmorph import TransMorph, TransMorphBackbone
 from .networks.voxelmorph import VoxelMorph, VoxelMorphBackbone, VoxelMorphDiff
 from .pairwise import convexadam, lddmm
 from .registration import Registration
+from .sources import (
+    ALONE,
+    EQ2,
+    EQ3,
+    FLOW_BACK,
+    FROZEN,
+    LDDMM,
+    NCC,
+    NEUTRAL,
+    NO_FACES,
+    SUM_BESIDE_MEAN,
+    Sourced,
+    everywhere,
+    pyramid,
+)
 
-# Sizes of the networks with a transformer: the published ones, and "demo", small enough to train on two CPU cores.
+# Sizes of the networks with a transformer. "demo" is ours, small enough to train on two CPU cores; the others
+# are the published ones.
 SIZES = {
     "demo": dict(embed=16, depths=(2, 2, 2, 2), heads=(2, 2, 4, 4), window={2: (4, 4), 3: (4, 4, 4)}),
     "tiny": dict(embed=6, depths=(2, 2, 4, 2), heads=(2, 2, 4, 4)),
@@ -38,18 +53,19 @@ PUBLISHED_WINDOW = {2: (8, 8), 3: (5, 6, 7)}
 class NetworkConfig:
     """What rebuilds a network: it is stored with the weights.
 
-    An option that the method does not have is refused where it is given, and empty where it is not; an option that
-    the method has, but that is not given, takes the method's own value. :meth:`fitting` leaves out what does not fit.
+    An option that the method does not have is refused if it is given, and stays empty otherwise. An option
+    that the method has takes the method's own value if none is given. :meth:`fitting` leaves out the options
+    that do not fit.
 
     Attributes
     ----------
     method : a name of ``METHODS``.
     dim : 2 or 3.
-    size : a name of ``SIZES``; or, written out, the transformer's embed, depths, heads and window, or LapIRN's start,
-        as a dict. Default ``demo``. The VoxelMorph networks and CycleMorph have one size only.
+    size : a name of ``SIZES``; or a dict with the transformer's embed, depths, heads and window, or with
+        LapIRN's start. Default ``demo``. The VoxelMorph networks and CycleMorph have one size only.
     time_steps : N of the TVF methods; default 8.
-    integrator : of methods that predict a velocity; default the method's own. ``released`` makes TM, TM-TVF, VM-TVF
-        and VM-diff follow the conventions of the released code, as published weights need.
+    integrator : of methods that predict a velocity; default the method's own. ``released`` makes TM, TM-TVF,
+        VM-TVF and VM-diff follow the conventions of the released code, as published weights need.
     head : ``full`` or ``half`` resolution of TM; default as published: full for the faces, half for OASIS.
     """
 
@@ -86,8 +102,8 @@ class NetworkConfig:
     def fitting(cls, method: str, dim: int, **options) -> tuple[NetworkConfig, dict]:
         """The configuration with those of the options that the method has, and a dict of the others.
 
-        For what serves many methods at once, as a profile does, and for weights files, which once stored every option
-        whether the method has it or not.
+        It serves profiles, which name options for many methods at once, and weights files, which once stored
+        every option whether the method has it or not.
         """
         entry = METHODS[one_of(method, METHODS, "method")]
         own, left = entry.options(dim), {}
@@ -110,25 +126,18 @@ _WITHOUT = {
 }
 
 
-class Sourced(NamedTuple):
-    """A number of a method (for solvers also a name, or a number per scale), and where it is from."""
-
-    value: float | str | tuple
-    source: str
-
-
 @dataclass(frozen=True)
 class Method:
     """One registration method, by a network or pair by pair.
 
     Attributes
     ----------
-    build : network for a :class:`NetworkConfig`. Called with (moving, fixed) it gives (displacement, velocity or
-        None), and it has a ``convention`` (:mod:`tvf_core.networks.transmorph`).
+    build : network for a :class:`NetworkConfig`. Called with (moving, fixed), the network returns
+        (displacement, velocity or None); its ``convention`` is one of :mod:`tvf_core.networks.layers`.
     solve : ``(moving, fixed, **constants) -> Registration`` for methods without a network.
     check : of such a method: raises ValueError for a value of a constant that it cannot take.
-    losses : for 2D and 3D, loss term -> weight and its source. Label terms are skipped on data without labels,
-        as the paper does for the faces.
+    losses : for 2D and 3D, loss term -> weight and its source. Label terms are skipped on data without
+        labels, as the paper does for the faces.
     constants : for 2D and 3D, other numbers of the loss, or what a method without a network can be told.
     objective : how the terms come about (:mod:`tvf_core.losses.objectives`).
     field, inverse : what is predicted; how good its inverse is, and how it is obtained.
@@ -173,7 +182,7 @@ class Method:
         return tuple(dict.fromkeys((*own, *["released"] * self.released)))
 
     def options(self, dim: int) -> dict:
-        """The options of :class:`NetworkConfig` that its network has, with the values they take unless given."""
+        """The options of :class:`NetworkConfig` that this method's network has, with their default values."""
         found = {"size": "demo"} if self.sizes else {}
         if self.build and self.field == "time-varying velocity":
             found["time_steps"] = 8
@@ -244,126 +253,13 @@ def _vm_tvf(config: NetworkConfig) -> nn.Module:
     return TimeVaryingVelocity(VoxelMorphBackbone(config.dim), config.time_steps, config.integrator)
 
 
-_EQ2, _EQ3 = "Chen, Frey & Du 2022, eq. 2", "Chen, Frey & Du 2022, eq. 3"
-_OASIS = "released OASIS script of TM and TM-TVF"
-_FACES = "eq. 3; open: the released 2D script of TM has -SSIM (try: --losses ssim 1 diffusion 1)"
-# The penalty is on the final displacement, as in the released code; the paper's eq. 3 writes it for v_1.
-_ON_DISPLACEMENT = "; on the displacement (eq. 3: on the velocity; try: velocity_diffusion)"
-_NCC = {
-    2: {
-        "lncc": Sourced(1.0, _FACES),
-        "diffusion": Sourced(1.0, "released 2D script of TM" + _ON_DISPLACEMENT),
-    },
-    3: {
-        "lncc": Sourced(1.0, _OASIS),
-        "dice": Sourced(1.0, _OASIS),
-        "diffusion": Sourced(1.0, _OASIS + _ON_DISPLACEMENT),
-    },
-}
-_LDDMM = {
-    2: {
-        "alpha": Sourced(0.01, "paper, section 3"),
-        "gamma": Sourced(0.01, "paper, section 3, RaFD"),
-        "beta": Sourced(2, "paper, section 3"),
-    },
-    3: {
-        "alpha": Sourced(0.01, "paper, section 3"),
-        "gamma": Sourced(0.001, "paper, section 3, OASIS"),
-        "beta": Sourced(2, "paper, section 3"),
-    },
-}
-# Eq. 2 prints no weight. Ours make the energy a sum over the half grid of the paper's images beside a
-# mean over their voxels, as the released script adds its terms; losses.lddmm_energy derives them, and
-# says what the other readings of eq. 2 would give. The two numbers are kept at every image size.
-_SUM_BESIDE_MEAN = (
-    "ours, rounded from {}: eq. 2, which prints no weight, with its energy as a sum over half-grid voxels "
-    "beside an image term that is a mean, as in the released script (both sums: {}; both means: 1/8; "
-    "the script's own energy: lddmm_released)"
-)
-# Of LDDMM pair by pair: the paper solves none, so there is nothing to take over beyond alpha, gamma, beta and N.
-_ALONE = {
-    "steps": "paper, section 3: N",
-    "weight": "ours: the number of TM-TVF_LDDMM's weight; the paper prints none",
-    "scales": "ours: coarse to fine, to the grid of half the image's resolution that TM-TVF has",
-}
-_NEUTRAL = "ours: not tuned to any data"
-_FLOW_BACK = "exact: flow of -v, backwards"
-_FROZEN = (
-    "part of the training for which the coarser levels stay frozen once a new level has begun; "
-    "{}: {} of 120,003 iterations"
-)
-_CHOSEN_3D = "ours: the paper's row used labels (Learn2Reg 2021), its weight is not public"
-_NO_FACES = "ours: nothing is published for the faces; the 3D value"
-
-
-def _everywhere(**numbers: Sourced) -> dict[int, dict[str, Sourced]]:
-    """The same numbers in 2D and 3D."""
-    return {2: numbers, 3: numbers}
-
-
-def _pyramid(diffusion: Sourced) -> dict[int, dict[str, Sourced]]:
-    """Losses of LapIRN. The authors' smoothness term is of twice the field, squared: four times ours."""
-    ncc = Sourced(1.0, "Mok & Chung 2020, for brains; windows 3, 5-3 and 7-5-3 as in their code")
-    return {
-        2: {"multiscale_lncc": ncc, "diffusion": diffusion},
-        3: {"multiscale_lncc": ncc, "dice": Sourced(1.0, _CHOSEN_3D), "diffusion": diffusion},
-    }
-
-
-# What all trained methods share here: (what, value, source).
-RECIPE = (
-    ("optimiser", "Adam with AMSGrad", "released scripts of TM and TM-TVF (CycleMorph, LapIRN: plain Adam)"),
-    (
-        "learning rate",
-        "the profile's, times (1 - step/steps)^0.9",
-        "released TM scripts; 1e-4 there (CycleMorph 2e-4 and LapIRN 1e-4, constant), 1e-3 in our short runs",
-    ),
-    (
-        "budget",
-        "the profile's steps x batch ordered pairs (paper profiles: 500 epochs, as the paper)",
-        "ours: the same for every method (published: 400 or 500 epochs of TM, 30 to 130 of CycleMorph, 120,003 steps of LapIRN)",
-    ),
-    (
-        "epoch",
-        "every pair once; paper_oasis: every image once, with a random partner",
-        "released scripts, 2D and OASIS (the shipped weights: pairs drawn one by one)",
-    ),
-    (
-        "directions",
-        "both of every pair, in turn",
-        "released scripts of TM and TM-TVF; CycleMorph has both in one loss, so half the steps",
-    ),
-    (
-        "kept weights",
-        "best of 8 validations (paper profiles: of every epoch)",
-        "released scripts of TM and TM-TVF: best of every epoch",
-    ),
-    (
-        "augmentation",
-        "none (paper_rafd: mirrored with chance 1/2)",
-        "released OASIS script (2D script, VM-2, VM-diff and CycleMorph: flips)",
-    ),
-    (
-        "arithmetic",
-        "float32",
-        "released scripts; the shipped 3D weights of VM-2 and CycleMorph: bfloat16, fields in float32",
-    ),
-    ("N of TVF", "8", "paper, section 3 (released TM-TVF scripts: 12)"),
-    (
-        "integrator of TVF",
-        "rk4, a step per interval (paper profiles: euler)",
-        "ours (paper: Euler; released code: a rule of its own)",
-    ),
-    ("squarings", "7", "VM-diff, LapIRN: their code"),
-)
-
 METHODS = {
     "identity": Method("Before registration", solve=_identity, field="none", inverse="exact: itself"),
     "vm-2": Method(
         "VM-2",
         lambda config: VoxelMorph(config.dim),
         losses={
-            2: {"lncc": Sourced(1.0, _NO_FACES), "diffusion": Sourced(1.0, _NO_FACES)},
+            2: {"lncc": Sourced(1.0, NO_FACES), "diffusion": Sourced(1.0, NO_FACES)},
             3: {
                 "lncc": Sourced(1.0, "TransMorph repository, IXI"),
                 "diffusion": Sourced(1.0, "TransMorph repository, IXI"),
@@ -375,7 +271,7 @@ METHODS = {
         "VM-diff",
         _vm_diff,
         released=True,
-        losses=_everywhere(
+        losses=everywhere(
             mse=Sourced(
                 1e4, "1 / sigma^2 with sigma = 0.01, as in the authors' code (faces: nothing is published)"
             ),
@@ -385,7 +281,7 @@ METHODS = {
                 "(in the formula both are sums)",
             ),
         ),
-        constants=_everywhere(
+        constants=everywhere(
             prior=Sourced(
                 25.0,
                 "the authors' advice for sigma = 0.01. Here it stands in the published formula, which counts "
@@ -394,7 +290,7 @@ METHODS = {
         ),
         objective=DistributionObjective,
         field="stationary velocity",
-        inverse=_FLOW_BACK,
+        inverse=FLOW_BACK,
         integrator="squaring",
         source="Dalca et al. 2019 (Medical Image Analysis 57)",
     ),
@@ -408,7 +304,7 @@ METHODS = {
                 cycle=Sourced(0.1, source),
                 identity=Sourced(0.5, source),
             )
-            for dim, source in ((2, _NO_FACES), (3, "Kim et al. 2021, their 3D script"))
+            for dim, source in ((2, NO_FACES), (3, "Kim et al. 2021, their 3D script"))
         },
         objective=CycleObjective,
         source="Kim et al. 2021 (Medical Image Analysis 71)",
@@ -431,14 +327,14 @@ METHODS = {
         "LapIRN",
         _lapirn,
         sizes=True,
-        losses=_pyramid(
+        losses=pyramid(
             Sourced(
                 4.0,
                 "Mok & Chung 2020, displacement code: 1, for a penalty on twice the displacement; "
                 "squared, that is 4 for the displacement itself",
             )
         ),
-        constants=_everywhere(frozen=Sourced(1 / 60, _FROZEN.format("Mok & Chung 2020", "2,000"))),
+        constants=everywhere(frozen=Sourced(1 / 60, FROZEN.format("Mok & Chung 2020", "2,000"))),
         objective=PyramidObjective,
         source="Mok & Chung 2020 (MICCAI)",
     ),
@@ -446,17 +342,17 @@ METHODS = {
         "LapIRN, diffeomorphic",
         _lapirn,
         sizes=True,
-        losses=_pyramid(
+        losses=pyramid(
             Sourced(
                 14.0,
                 "Mok & Chung 2020, diffeomorphic code: 3.5, for a penalty on twice the velocity; "
                 "squared, that is 14 for the velocity itself",
             )
         ),
-        constants=_everywhere(frozen=Sourced(1 / 60, _FROZEN.format("Mok & Chung 2020", "2,000"))),
+        constants=everywhere(frozen=Sourced(1 / 60, FROZEN.format("Mok & Chung 2020", "2,000"))),
         objective=PyramidObjective,
         field="stationary velocity",
-        inverse=_FLOW_BACK,
+        inverse=FLOW_BACK,
         integrator="squaring",
         source="Mok & Chung 2020 (MICCAI)",
     ),
@@ -464,7 +360,7 @@ METHODS = {
         "Conditional LapIRN",
         _lapirn,
         sizes=True,
-        losses=_pyramid(
+        losses=pyramid(
             Sourced(
                 40.0,
                 "Mok & Chung 2021: 10, for a penalty on twice the displacement; squared, that is 40 for the "
@@ -472,7 +368,7 @@ METHODS = {
                 "0.1 to register",
             )
         ),
-        constants=_everywhere(frozen=Sourced(1 / 40, _FROZEN.format("Mok & Chung 2021", "3,000"))),
+        constants=everywhere(frozen=Sourced(1 / 40, FROZEN.format("Mok & Chung 2021", "3,000"))),
         objective=PyramidObjective,
         source="Mok & Chung 2021 (MICCAI), the paper's reference 16",
     ),
@@ -481,13 +377,12 @@ METHODS = {
         solve=lddmm.solve,
         check=lddmm.check,
         field="time-varying velocity",
-        inverse=_FLOW_BACK,
+        inverse=FLOW_BACK,
         constants={
             dim: {
-                name: Sourced(value, _ALONE.get(name, _NEUTRAL))
-                for name, value in lddmm.DEFAULTS[dim].items()
+                name: Sourced(value, ALONE.get(name, NEUTRAL)) for name, value in lddmm.DEFAULTS[dim].items()
             }
-            | _LDDMM[dim]
+            | LDDMM[dim]
             for dim in (2, 3)
         },
         source="Beg et al. 2005 (IJCV 61); the paper's eq. 1",
@@ -498,7 +393,7 @@ METHODS = {
         sizes=True,
         heads=True,
         released=True,
-        losses=_NCC,
+        losses=NCC,
         source="Chen et al. 2022 (Medical Image Analysis 82)",
     ),
     "tm-tvf-lddmm": Method(
@@ -508,36 +403,36 @@ METHODS = {
         released=True,
         losses={
             2: {
-                "mse": Sourced(1.0, _EQ2),
-                "lddmm": Sourced(2e3, _SUM_BESIDE_MEAN.format("128 x 128 / 8 = 2,048", "1/32")),
+                "mse": Sourced(1.0, EQ2),
+                "lddmm": Sourced(2e3, SUM_BESIDE_MEAN.format("128 x 128 / 8 = 2,048", "1/32")),
             },
             3: {
-                "mse": Sourced(1.0, _EQ2),
-                "label_mse": Sourced(1.0, _EQ2),
-                "lddmm": Sourced(1e5, _SUM_BESIDE_MEAN.format("80 x 96 x 112 / 8 = 107,520", "1/64")),
+                "mse": Sourced(1.0, EQ2),
+                "label_mse": Sourced(1.0, EQ2),
+                "lddmm": Sourced(1e5, SUM_BESIDE_MEAN.format("80 x 96 x 112 / 8 = 107,520", "1/64")),
             },
         },
-        constants=_LDDMM,
+        constants=LDDMM,
         field="time-varying velocity",
-        inverse=_FLOW_BACK,
-        source=_EQ2,
+        inverse=FLOW_BACK,
+        source=EQ2,
     ),
     "tm-tvf": Method(
         "TM-TVF",
         _tm_tvf,
         sizes=True,
         released=True,
-        losses=_NCC,
+        losses=NCC,
         field="time-varying velocity",
-        inverse=_FLOW_BACK,
-        source=_EQ3,
+        inverse=FLOW_BACK,
+        source=EQ3,
     ),
     "tm-tvf-released": Method(
         "TM-TVF, released rule",
         _tm_tvf,
         sizes=True,
         released=True,
-        losses=_NCC,
+        losses=NCC,
         field="time-varying velocity",
         inverse="none: a sum of -v is called so",
         integrator="released",
@@ -547,9 +442,9 @@ METHODS = {
         "VM-TVF",
         _vm_tvf,
         released=True,
-        losses=_NCC,
+        losses=NCC,
         field="time-varying velocity",
-        inverse=_FLOW_BACK,
+        inverse=FLOW_BACK,
         source="our head on the U-Net of Balakrishnan et al. 2019",
     ),
 }

@@ -8,9 +8,10 @@ from torch import nn
 from .checks import check_number, check_pair, one_of
 from .integrate import check_integration, flow
 from .losses.objectives import CONSTANTS, TERMS, VELOCITY_TERMS, Objective
-from .methods import METHODS, NetworkConfig, Sourced
+from .methods import METHODS, NetworkConfig
 from .networks.layers import RELEASED, STANDARD
 from .registration import Registration
+from .sources import Sourced
 
 
 class Model:

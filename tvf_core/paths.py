@@ -35,7 +35,7 @@ def cache() -> Path:
 
 
 def this_machine() -> str:
-    """Name of this computer in the names of temporary files: process numbers are unique on one machine only."""
+    """Name of this computer for temporary files: process numbers are unique on one machine only."""
     return platform.node().replace("/", "-") or "unnamed"
 
 

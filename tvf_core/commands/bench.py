@@ -67,6 +67,13 @@ def bench(
         **{key: value for key, value in given.items() if value is not None},
     )
     result = benchmark.run(names, setting, repeats, variants, growth, out, time_steps=time_steps or known)
+    _print(result, setting)
+    if out:
+        print(out)
+
+
+def _print(result: dict, setting) -> None:
+    """Print the machine, then a line per row and per case of growth."""
     print(
         f"{result['device']}, torch {result['versions']['torch']}; "
         f"{' x '.join(map(str, setting.shape))} voxels, batch {setting.batch}, network {setting.network}"
@@ -100,5 +107,3 @@ def bench(
             f"{row['along']:10} {row['value']:>8} {row['op']:11} {row['variant']:24} "
             f"{row['seconds']:9.4f} s {row['peak_mb']:9.1f} MB"
         )
-    if out:
-        print(out)

@@ -85,9 +85,8 @@ def compare(
 
     found = test(a, b, data, metric, results, split)
     one, two = (title(read_result(name, data, results, split)) for name in (a, b))
-    print(
-        f"{found['data']}, {found['metric']}, {found['n']} pairs: {one} {found['a']:.4f}, {two} {found['b']:.4f}"
-    )
+    about = f"{found['data']}, {found['metric']}, {found['n']} pairs"
+    print(f"{about}: {one} {found['a']:.4f}, {two} {found['b']:.4f}")
     print(
         f"difference {found['difference']:+.4f} +- {found['std']:.4f} over pairs; "
         f"above 0 on {100 * found['higher']:.0f} % of them"

@@ -15,7 +15,7 @@ from .app import app
 
 
 @app.command(name="claims")
-def list_claims(results: Path | None = None, names: dict[str, str] = {}) -> None:
+def list_claims(results: Path | None = None, names: dict[str, str] | None = None) -> None:
     """List every claim of the paper that can be measured, with what was measured and the verdict.
 
     A claim that one method is better than another is *reproduced* if the mean is on the claim's side and a
@@ -31,6 +31,7 @@ def list_claims(results: Path | None = None, names: dict[str, str] = {}) -> None
         names: a method and the name of the result that is to stand for it, for as many methods as you like,
             e.g. `--names tm-tvf wide`; default the results under the methods' own names.
     """
+    names = names or {}
     for method in names:
         one_of(method, METHODS, "method")
     from ..reporting import claims  # SciPy's statistics again

@@ -58,7 +58,8 @@ class PairData:
             object.__setattr__(self, "subjects", list(self.names))  # the way to set it in a frozen dataclass
         if len(self.subjects) != len(self.names):
             raise ValueError(
-                f"{self.name}: expected a subject for each of {len(self.names)} images, got {len(self.subjects)}"
+                f"{self.name}: expected a subject for each of {len(self.names)} images, "
+                f"got {len(self.subjects)}"
             )
 
     @property
@@ -214,7 +215,8 @@ def _folder(name: str | Path) -> Path:
     if not str(name) or not folder.is_dir():
         raise ValueError(
             f"unknown data set {str(name)!r}; known: {', '.join(sorted(DATASETS))}, or the path of "
-            f"a folder with {prepared.IMAGES}, {prepared.pairs_file('train')} and {prepared.ABOUT}; {prepared.HELP}"
+            f"a folder with {prepared.IMAGES}, {prepared.pairs_file('train')} and {prepared.ABOUT}; "
+            + prepared.HELP
         )
     return folder
 

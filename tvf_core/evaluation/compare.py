@@ -29,8 +29,8 @@ def compare(
 
     Parameters
     ----------
-    a, b : names of results on ``data`` (:mod:`tvf_core.evaluation.results`): a method's name for its usual result.
-        Both may be results of one method.
+    a, b : names of results on ``data`` (:mod:`tvf_core.evaluation.results`): a method's name for its usual
+        result. Both may be results of one method.
     data : a name, or the path of a folder. Only results are read.
     metric : a column of their rows; default ``dice`` where there is one, else ``ssim``.
     folder : of results; default ``runs/results``.

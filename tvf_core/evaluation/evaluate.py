@@ -91,8 +91,10 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) ->
 def load_model(
     method: str, data: PairData, weights: Path | None = None, constants: dict | None = None
 ) -> Model:
-    """A method ready to register the pairs of ``data``: one with a network has the shipped weights unless others are
-    given, one without has its own constants unless others are given (:class:`tvf_core.model.Model`)."""
+    """A method that is ready to register the pairs of ``data``.
+
+    The default weights are the shipped ones; the default constants of a method without a network are its own.
+    """
     check_choices(method, weights, constants)
     if METHODS[method].build is None:
         return Model(NetworkConfig(method, data.dim), constants=constants)
@@ -107,7 +109,7 @@ def load_model(
 
 
 def check_choices(method: str, weights: Path | None = None, constants: dict | None = None) -> None:
-    """Refuse an unknown method, weights without a network for them, and constants that it does not register with."""
+    """Refuse an unknown method, weights for one without a network, and constants that it does not have."""
     if weights is not None and not METHODS[one_of(method, METHODS, "method")].build:
         raise ValueError(f"{method} has no network: it takes no weights")
     check_to_register(method, constants)

@@ -95,7 +95,8 @@ def find(name: str, data: str, folder: Path | None = None, split: str = "test", 
     command += f" --out {folder}" * bool(folder)
     there = ", ".join(sorted(n for n, s in known if s == split))
     raise FileNotFoundError(
-        f"{place} has no result {name!r} on the {split} split (there are: {there or 'none'}); make it with: {command}"
+        f"{place} has no result {name!r} on the {split} split (there are: {there or 'none'}); "
+        f"make it with: {command}"
     )
 
 

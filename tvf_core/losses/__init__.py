@@ -1,7 +1,7 @@
 """Losses of the paper and its baselines: similarity, label overlap, smoothness. All are minimised.
 
-Reductions are means, so that a weight keeps its meaning when the image size changes. What each method minimises is put
-together in :mod:`tvf_core.losses.objectives`.
+Reductions are means, so that a weight keeps its meaning when the image size changes. What each method
+minimises is put together in :mod:`tvf_core.losses.objectives`.
 """
 
 from .label_overlap import label_mse, soft_dice

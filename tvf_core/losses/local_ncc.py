@@ -7,8 +7,8 @@ enters the window and subtracts the one that leaves. The gradient is three more 
 correlation of each window depends on; it follows the planes at half a window's distance, so that nothing
 but the gradient itself is kept for the backward pass.
 
-All sums are float64 (float32 on Apple's GPUs): a variance is a small difference of large sums, and in float32 its rounding errors
-on bright constant regions outweigh the true gradient elsewhere.
+All sums are float64 (float32 on Apple's GPUs): a variance is a small difference of large sums, and in float32
+its rounding errors on bright constant regions outweigh the true gradient elsewhere.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
     Parameters
     ----------
     a, b : (B, 1, *S) intensities in [0, 1].
-    window : edge of the cubic window, odd and at least 3; outside the image counts as zero, as in the released code.
+    window : edge of the cubic window, odd and at least 3; voxels outside the image count as zero, as in the
+        released code.
     eps : added to the product of the windows' variance sums; a window without contrast gives 0.
 
     Notes
     -----
     The head of this module says how it is computed. Sums are float64 whatever the images are (float32 on
-    Apple's GPUs, which know no other), because the variances are differences of nearly equal sums. First derivatives only.
+    Apple's GPUs, which have no float64), because the variances are differences of nearly equal sums. Second
+    derivatives are refused.
     """
     spatial_rank(a, "a")
     if a.shape[1] != 1:
@@ -58,8 +60,8 @@ def multiscale_lncc(a: torch.Tensor, b: torch.Tensor, windows=(7, 5, 3), eps: fl
     Parameters
     ----------
     a, b : (B, 1, *S) intensities in [0, 1].
-    windows : edge of the window at each scale, finest first. Between scales both images are averaged down (width 3 at
-        every second voxel, what lies outside does not count), as in the authors' code.
+    windows : edge of the window at each scale, finest first. Between scales both images are averaged down
+        (width 3 at every second voxel; voxels outside do not count), as in the authors' code.
 
     Notes
     -----
@@ -136,7 +138,7 @@ class _Correlation:
         ]
 
     def push(self, first: int) -> None:
-        """Take the ``rows`` planes from number ``first`` on, or what is left of them; planes come in order."""
+        """Take the next planes, which begin at number ``first``: ``rows`` of them, or those that are left."""
         chunk = self.moments[:, :, : min(self.rows, self.depth - first)]
         one, two, *products = chunk[self.inside]
         one.copy_(self.images[0][0, :, first : first + self.rows])
@@ -193,7 +195,7 @@ class _Correlation:
 
 
 class _BoxSums:
-    """Box sums of maps ``(M, B, depth, *rest)`` that arrive a few planes at a time, zero outside the volume."""
+    """Box sums of maps ``(M, B, depth, *rest)`` that arrive plane by plane; outside they are zero."""
 
     def __init__(self, window: int):
         self.window = window
@@ -210,7 +212,7 @@ class _BoxSums:
         yield from self._slide(planes.unbind(2))
 
     def finish(self, rows: int):
-        """Yield the sums that are left, at most ``rows`` planes at once: beyond the last plane all is zero."""
+        """Yield the remaining sums, at most ``rows`` planes at once; beyond the last plane maps are zero."""
         for left in range(self.window // 2, 0, -rows):
             yield from self._slide([None] * min(left, rows))
 

@@ -128,11 +128,8 @@ def register(
 
 def _register(moving, fixed, steps, alpha, gamma, beta, weight, iterations, scales, integrator):
     """:func:`register` for images that need no conversion, with gradients on."""
-    dim, batch, scales = moving.dim() - 2, len(moving), tuple(scales)
-    levels = _levels(scales)
-    counts = (iterations,) * len(scales) if isinstance(iterations, int) else tuple(iterations)
-    if len(counts) != len(scales):
-        raise ValueError(f"iterations: expected one number or one for each scale of {scales}, got {counts}")
+    dim, batch = moving.dim() - 2, len(moving)
+    levels, scales, counts = zip(*pyramid(scales, iterations))
     images = [(moving, fixed)]
     for _ in range(levels[0]):
         images.append(tuple(map(fields.halve, images[-1])))
@@ -159,15 +156,6 @@ def _register(moving, fixed, steps, alpha, gamma, beta, weight, iterations, scal
         v = velocity(w, scale)
         displacement = flow(v, integrator, shape=moving.shape[2:])
         return Registration(displacement, fields.warp(moving, displacement), v, integrator), history
-
-
-def _levels(scales: tuple[int, ...]) -> list[int]:
-    """How often the image is halved at each scale."""
-    levels = [int(s).bit_length() - 1 for s in scales]
-    powers = all(s == 2**k for s, k in zip(scales, levels))
-    if not levels or not powers or levels != sorted(set(levels), reverse=True) or levels[-1] > 1:
-        raise ValueError(f"scales: expected falling powers of two that end in 1 or 2, got {scales}")
-    return levels
 
 
 def _minimise(w, scale, iterations, images, loss, size, history):

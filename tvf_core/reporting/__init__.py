@@ -1,1 +1,1 @@
-"""What the book shows: tables, figures, the ledger of the paper's claims, parameters of notebooks, the Colab cell."""
+"""What the book shows: tables, figures, the ledger of claims, parameters of notebooks, the Colab cell."""

@@ -16,9 +16,10 @@ import yaml
 
 from ..evaluation.compare import compare
 from ..evaluation.results import file_of, read_results, title
-from ..methods import METHODS, RECIPE, NetworkConfig
+from ..methods import METHODS, NetworkConfig
 from ..model import Model
 from ..paths import RESULTS, ROOT, runs, write_then_rename
+from ..sources import RECIPE
 from ..training import profiles
 
 # Columns of a table that the paper does not have: metric measured here -> heading.
@@ -173,8 +174,10 @@ def methods(size: str = "demo") -> tuple[list[str], list[list[str]]]:
 
 
 def sources() -> tuple[list[str], list[list[str]]]:
-    """Header and a row per number of every method: where it is from, and what is open. Below the numbers of a method
-    without a network stand those with which the profiles replace them for their data."""
+    """Header and a row per number of every method: where it is from, and what is open.
+
+    Below the numbers of a method without a network stand those that profiles use instead for their data.
+    """
     rows = [["all", "", what, value, source] for what, value, source in RECIPE]
     for name, m in METHODS.items():
         numbers = {dim: m.losses.get(dim, {}) | m.constants.get(dim, {}) for dim in m.dims}

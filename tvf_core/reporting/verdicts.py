@@ -1,7 +1,8 @@
 """The rules by which a claim is judged; ``book/claims.yml`` has them in words.
 
 A claim about means is reproduced, or not reproduced, only where a test over persons excludes that chance
-alone put the mean on its side of the claim. Where the test does not exclude that, the verdict is inconclusive.
+alone put the mean on its side of the claim. Where the test does not exclude that, the verdict is
+inconclusive.
 """
 
 from __future__ import annotations
