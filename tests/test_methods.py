@@ -141,7 +141,7 @@ def test_every_number_of_the_training_has_a_source():
 @pytest.mark.parametrize("sources", [False, True])
 def test_the_command_lists_methods_and_sources(sources, capsys):
     commands.methods.methods(sources=sources)
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
     names = {line.split()[0] for line in lines[1:]}
     if sources:
         assert names == {"all"} | set(METHODS) - {"identity"}
