@@ -163,8 +163,8 @@ def test_equations_of_the_paper_are_cited_by_their_numbers():
 @pytest.mark.parametrize("sources", [False, True])
 def test_the_command_lists_methods_and_sources(sources, capsys):
     commands.methods.methods(sources=sources)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line]
-    names = {line.split()[0] for line in lines[1:] if not line.startswith("parameters:")}
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    names = {line.split()[0] for line in lines[1:]}
     if sources:
         assert names == {"all"} | set(METHODS) - {"identity"}
         assert any("1 / sigma^2" in line and "1e+04" in line for line in lines if line.startswith("vm-diff"))

@@ -51,21 +51,15 @@ def bench(
     """
     from .. import bench as benchmark  # no other command needs it
 
-    names = list(benchmark.OPERATIONS)
-    names = names if operation == "all" else [one_of(operation, [*names, "all"], "operation")]
+    one_of(operation, [*benchmark.OPERATIONS, "all"], "operation")
+    names = list(benchmark.OPERATIONS) if operation == "all" else [operation]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     setting, known = benchmark.of_profile(profiles.read(profile)) if profile else (benchmark.Setting(), ())
     given = {"shape": size, "labels": labels, "network": network, "batch": batch}
-    asked = [key for key, value in given.items() if value is not None]
-    asked += ["time_steps"] * bool(time_steps) + ["compiled"] * compiled
+    given = {key: value for key, value in given.items() if value is not None}
     if not growth:  # which measures other operations, too
-        benchmark.check_used(asked, names)
-    setting = replace(
-        setting,
-        device=device,
-        compiled=compiled,
-        **{key: value for key, value in given.items() if value is not None},
-    )
+        benchmark.check_used([*given, *["time_steps"] * bool(time_steps), *["compiled"] * compiled], names)
+    setting = replace(setting, device=device, compiled=compiled, **given)
     result = benchmark.run(names, setting, repeats, variants, growth, out, time_steps=time_steps or known)
     _print(result, setting)
     if out:
