@@ -19,7 +19,7 @@ from .. import fields, integrate
 from ..checks import one_of
 from ..paths import cache, data_root, sha256, write_then_rename
 from . import demo_brains, demo_faces, prepared
-from .checking import SPLITS
+from .folder_checks import SPLITS
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from pathlib import Path
 import numpy as np
 
 from ..paths import sha256, write_json
-from . import checking
+from . import folder_checks
 
 ABOUT, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
 HELP = "book/your_data.md says how to write a data set"
@@ -69,7 +69,7 @@ def own_name(folder: Path) -> str:
 
     ValueError where runs and results could not be filed in a folder of this name.
     """
-    return checking.plain_name((about(folder) or {}).get("name", Path(folder).resolve().name), folder)
+    return folder_checks.plain_name((about(folder) or {}).get("name", Path(folder).resolve().name), folder)
 
 
 def damaged(folder: Path) -> list[str]:
@@ -112,21 +112,21 @@ def read(folder: Path, split: str) -> dict:
     try:
         images = _opened(folder / IMAGES)
         labels = _opened(folder / LABELS) if (folder / LABELS).is_file() else None
-        checking.arrays(images, labels)
+        folder_checks.arrays(images, labels)
         hashes = _hashes(folder, known, listings.values())
-        names = checking.texts(known.get("names", range(len(images))), len(images), "names")
+        names = folder_checks.texts(known.get("names", range(len(images))), len(images), "names")
         subjects = _subjects(folder, known, names)
-        label_names = checking.label_names(known.get("label_names", {}))
+        label_names = folder_checks.label_names(known.get("label_names", {}))
         if labels is not None and not (label_names and "sha256" in known):  # else they were checked already
-            label_names = checking.named(_values(folder / LABELS, _stamp(folder / LABELS)), label_names)
-        axes = checking.axes(known.get("axes", "RAS"))
+            label_names = folder_checks.named(_values(folder / LABELS, _stamp(folder / LABELS)), label_names)
+        axes = folder_checks.axes(known.get("axes", "RAS"))
         pairs = {part: _read_pairs(listing, names) for part, listing in listings.items()}
     except (ValueError, TypeError, OSError) as error:
         again = (
             f"; prepare it again: python -m data_download {known['command']}" if "command" in known else ""
         )
         raise ValueError(f"{folder} cannot be used: {error}{again}") from None
-    if shared := checking.shared_persons(split, pairs, subjects):
+    if shared := folder_checks.shared_persons(split, pairs, subjects):
         print(f"{folder}: {shared}", file=sys.stderr)
     content = {"images": images, "pairs": pairs[split], "names": names, "subjects": subjects, "axes": axes}
     content["origin"] = _fingerprint(hashes)
@@ -175,22 +175,24 @@ def write(
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; choose another folder, or delete it first")
-    checking.plain_name(name or folder.name, folder)
-    arrays = {IMAGES: checking.image_bytes(images)}
+    folder_checks.plain_name(name or folder.name, folder)
+    arrays = {IMAGES: folder_checks.image_bytes(images)}
     count = len(arrays[IMAGES])
     known = {"name": name} if name else {}
-    known["names"] = checking.texts(range(count) if names is None else names, count, "names")
+    known["names"] = folder_checks.texts(range(count) if names is None else names, count, "names")
     if subjects is not None:
-        known["subjects"] = checking.texts(subjects, count, "subjects")
+        known["subjects"] = folder_checks.texts(subjects, count, "subjects")
     if labels is not None:
-        arrays[LABELS] = checking.label_bytes(labels)
-        given = checking.named(checking.occurring(arrays[LABELS]), checking.label_names(label_names or {}))
+        arrays[LABELS] = folder_checks.label_bytes(labels)
+        given = folder_checks.named(
+            folder_checks.occurring(arrays[LABELS]), folder_checks.label_names(label_names or {})
+        )
         known["label_names"] = {str(number): structure for number, structure in given.items()}
-    checking.arrays(arrays[IMAGES], arrays.get(LABELS))
-    known["axes"] = checking.axes(axes)
+    folder_checks.arrays(arrays[IMAGES], arrays.get(LABELS))
+    known["axes"] = folder_checks.axes(axes)
     if spacing is not None:
         known["spacing_mm"] = np.asarray(spacing, float).tolist()
-    pairs = checking.named_pairs(pairs, known["names"])
+    pairs = folder_checks.named_pairs(pairs, known["names"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     part.mkdir()
@@ -246,7 +248,7 @@ def _hash(file: Path, stamp: tuple[int, int]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _values(file: Path, stamp: tuple[int, int]) -> tuple[int, ...]:
-    return checking.occurring(_opened(file))
+    return folder_checks.occurring(_opened(file))
 
 
 def _hashes(folder: Path, known: dict, listings: Iterable[Path]) -> dict[str, str]:
@@ -280,7 +282,7 @@ def _subjects(folder: Path, known: dict, names: list[str]) -> list[str]:
     """Which person each image shows."""
     given = known.get("subjects", names)
     if not isinstance(given, dict):
-        return checking.texts(given, len(names), "subjects")
+        return folder_checks.texts(given, len(names), "subjects")
     if sum(map(len, given.values())) < len(names):  # older folders list the persons of each split instead
         print(
             f"{folder}: {ABOUT} does not say which person an image shows, so each counts as another one; "

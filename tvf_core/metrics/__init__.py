@@ -8,7 +8,7 @@ from .feature_similarity import fsim
 from .folding import folding_percent, ndv_percent, sdlogj
 from .inverse_error import inverse_consistency_error
 from .overlap import dice, hd95
-from .similarity import ssim
+from .structural_similarity import ssim
 
 __all__ = [
     "dice",
