@@ -47,7 +47,7 @@ book: env  ## execute the notebooks and build the book into _build/html
 test: env  ## run the unit tests, then compare every notebook with its stored outputs
 	$(PY) -m pytest
 	rm -rf _build/test-runs  # every notebook must compute its results again
-	TVF_RUNS=$(CURDIR)/_build/test-runs $(PY) -m pytest --nbval --nbval-current-env notebooks
+	TVF_RUNS='$(CURDIR)/_build/test-runs' $(PY) -m pytest --nbval --nbval-current-env notebooks
 
 notebooks: env  ## execute the notebooks and store their outputs (maintainer)
 	@$(PY) book/build.py --store $(ARGS)

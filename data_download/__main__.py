@@ -35,15 +35,15 @@ def before(folder: Path, split: str, progress: bool) -> str:
 
 def counts(folder: Path) -> str:
     """Numbers of images and pairs of a prepared data set."""
-    known = prepared.about(folder)
+    images = np.load(folder / prepared.IMAGES, mmap_mode="r", allow_pickle=False)
     lines = {
         f.stem.removeprefix("pairs_"): sum(1 for _ in open(f, encoding="utf-8")) - 1
         for f in folder.glob("pairs_*.csv")
     }
     splits = [split for split in ("train", "val", "test") if split in lines]
     pairs = "/".join(str(lines[split]) for split in splits)
-    shape = " x ".join(map(str, known["shape"]))
-    return f"{len(known['names'])} images of {shape}; {pairs} ordered pairs ({'/'.join(splits)})"
+    shape = " x ".join(map(str, images.shape[1:]))
+    return f"{len(images)} images of {shape}; {pairs} ordered pairs ({'/'.join(splits)})"
 
 
 def list_all(options) -> None:
@@ -58,6 +58,11 @@ def get_anatomies(options) -> None:
 def get_oasis(options) -> None:
     if options.download and options.source:
         raise ValueError("--download fetches a release, --source names one that is here: give one of the two")
+    if options.accept_terms and not options.download:
+        raise ValueError(
+            "--accept-terms has no effect without --download: add --download neurite, "
+            "or leave it out and add --source"
+        )
     if options.download and not options.accept_terms:
         print(oasis.ACCESS)
         raise ValueError("to download under these terms add --accept-terms")
@@ -107,7 +112,7 @@ def _explain_or(module, options) -> None:
     """Without ``--source``: verify what is there, or explain how the data are got and stop."""
     if options.source:
         return
-    for name in ("crop", "partial", "accept_terms", "workers"):
+    for name in ("crop", "partial", "workers"):
         if getattr(options, name, None):
             raise ValueError(
                 f"--{name.replace('_', '-')} has no effect without the data to prepare: add --source"

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage as ndi
 
-from .building import Building, code_hash
+from .building import Building, recipe_hash
 from .fetch import Remote, fetch, full_disk, only_one
 from .originals import ready
 from .parallel import each
@@ -220,7 +220,7 @@ def recipe(spacing: float) -> dict:
     return {
         "maps": COMMIT,
         "spacing_mm": spacing,
-        "code": code_hash(sys.modules[__name__]),
+        "code": recipe_hash(sys.modules[__name__]),
         "splits": splits(),
     }
 

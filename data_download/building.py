@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tvf_core.card import content
 from tvf_core.data import prepared
 from tvf_core.paths import write_json
 
@@ -23,9 +25,11 @@ _RECIPE = "recipe.json"
 
 
 def same_recipe(folder: Path, recipe: dict) -> bool:
-    """Whether a finished data set in ``folder`` was made in this very way."""
-    known = prepared.about(folder)
-    return known is not None and known.get("recipe") == recipe
+    """Whether a finished data set in ``folder`` was made in this very way; False if its file is damaged."""
+    with contextlib.suppress(ValueError):
+        known = prepared.about(folder)
+        return known is not None and known.get("recipe") == recipe
+    return False
 
 
 class Building:
@@ -139,6 +143,12 @@ class Building:
             (self.folder / name).unlink()
 
 
-def code_hash(*modules) -> str:
-    """Hash of the sources of the modules that decide how a data set looks."""
-    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:16]
+def recipe_hash(*modules) -> str:
+    """Hash of what the modules do that decide how a data set looks, as 16 hexadecimal digits.
+
+    It depends on their code and on the names that they import, but not on comments, docstrings and layout
+    (:func:`tvf_core.card.content`), so that an edit of these does not make anybody prepare a data set again.
+    Unlike :func:`tvf_core.card.code_hash` it leaves out the modules that these modules import.
+    """
+    texts = [content(Path(m.__file__).read_text(encoding="utf-8"), m.__package__) for m in modules]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -70,19 +70,32 @@ ENTRIES = [
 
 
 def states(entry: Entry, root: Path) -> list[str]:
-    """Where a data set is ready to be used; empty if it is not."""
+    """For each folder of a data set: whether it is ready, begun or damaged; empty if there is none."""
     if not entry.folders:
         size = sum(f.stat().st_size for f in cache().glob(f"{entry.name}_*.npz"))
         return [f"ready, {size / 1e6:.0f} MB in {cache()}"] if size else []
     found = []
     for folder in (Path(root) / name for name in entry.folders):
-        known = prepared.about(folder)
-        if known is not None:
-            missing = [name for name in known["sha256"] if not (folder / name).is_file()]
-            found.append(f"{folder}: damaged, no {missing[0]}" if missing else f"ready in {folder}")
-        elif folder.with_name(f".{folder.name}.part").is_dir():
-            found.append(f"begun in {folder}; the same command continues")
-    return found
+        try:
+            found.append(_state(folder))
+        except (ValueError, OSError) as error:  # one damaged data set does not end the list of all
+            found.append(f"damaged: {error}")
+    return [state for state in found if state]
+
+
+def _state(folder: Path) -> str:
+    """State of the data set in a folder; empty if it is not there, ValueError if it is damaged."""
+    known = prepared.about(folder)
+    if known is None:
+        begun = folder.with_name(f".{folder.name}.part").is_dir()
+        return f"begun in {folder}; the same command continues" if begun else ""
+    hashes = known.get("sha256", {})
+    if not isinstance(hashes, dict):
+        raise ValueError(f"{folder / prepared.ABOUT}: sha256 is no JSON object")
+    missing = [name for name in (prepared.IMAGES, *hashes) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} has no {missing[0]}")
+    return f"ready in {folder}"
 
 
 def table(root: Path) -> str:

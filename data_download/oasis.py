@@ -20,7 +20,7 @@ from tvf_core.data import prepared
 
 from . import oasis_layouts as layouts
 from . import originals, structures
-from .building import Building, code_hash
+from .building import Building, recipe_hash
 from .fetch import Remote, only_one
 from .oasis_layouts import Scan
 from .parallel import each
@@ -75,7 +75,7 @@ def prepare(source: Path, root: Path, partial: bool = False, progress: bool = Tr
             "data set": "oasis",
             "layout": release.layout,
             "files": originals.digest(files, progress),
-            "code": code_hash(sys.modules[__name__], layouts, structures),
+            "code": recipe_hash(sys.modules[__name__], layouts, structures),
         }
         if originals.ready(folder, recipe):
             return folder

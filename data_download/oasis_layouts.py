@@ -6,12 +6,10 @@
 | learn2reg | ``imagesTr/OASIS_0395_0000.nii.gz`` | 0001..0414; tests 0415..0453 | 0395..0414 |
 | pickles | ``All/*.pkl``: image and labels | OASIS's, with gaps | 0438..0457 |
 
-- ``neurite`` is neurite's release and Learn2Reg's of 2021. Labels are ``aligned_seg35.nii.gz`` beside the
-image, test
-  images ``img0001.nii.gz``.
-- ``learn2reg`` is Learn2Reg's release since 2022. Labels have the same name in ``labelsTr``, test images lie
-in
-  ``imagesTs``.
+- ``neurite`` is neurite's release and Learn2Reg's of 2021. The labels are ``aligned_seg35.nii.gz`` beside the
+  image, the test images are ``img0001.nii.gz`` and so on.
+- ``learn2reg`` is Learn2Reg's release since 2022. The labels have the same name in ``labelsTr``, the test
+  images lie in ``imagesTs``.
 - ``pickles`` are TransMorph's. A file such as ``Test/p_0438_0439.pkl`` holds a validation pair.
 """
 

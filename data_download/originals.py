@@ -17,6 +17,7 @@ from .building import same_recipe
 from .unpack import unpack
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz")
+_MADE_FROM = ".unpacked_from"  # in an unpacked folder: the name and the hash of its archive
 
 
 def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
@@ -25,6 +26,12 @@ def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
     It is unpacked again only when its name or its content has changed. Hidden files (such as macOS's
     ``._name``) are left out. Links to folders are followed, but no folder is listed twice, so links that lead
     in a circle end.
+
+    Raises
+    ------
+    FileNotFoundError : ``source`` is not there.
+    ValueError : ``source`` is neither a folder nor an archive, or it is a bad archive.
+    FileExistsError : ``source`` is an archive, and ``unpacked`` was not unpacked by this function.
     """
     source = Path(source)
     if not source.exists():
@@ -37,18 +44,35 @@ def below(source: Path, unpacked: Path, progress: bool = True) -> list[Path]:
                 f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)}); "
                 "name the folder of the original files"
             )
-        made_from = unpacked.with_name(f".{unpacked.name}.from")  # tells from which archive ``unpacked`` is
-        archive = f"{source.name} {digest([source], progress)}"
-        if not (unpacked.is_dir() and made_from.is_file() and made_from.read_text() == archive):
-            if made_from.is_file():  # an earlier call made the folder; a folder of the user is never deleted
-                shutil.rmtree(unpacked, ignore_errors=True)
-            unpacked.parent.mkdir(parents=True, exist_ok=True)
-            made_from.write_text(
-                archive
-            )  # before the folder: after a stop between the two, the next call goes on
-            unpack(source, unpacked, progress)
+        _unpack_once(source, unpacked, progress)
         source = unpacked
     return sorted(_walk(source))
+
+
+def _unpack_once(archive: Path, folder: Path, progress: bool) -> None:
+    """Unpack an archive into ``folder``, unless exactly this archive has been unpacked there already.
+
+    A folder that this function made contains the file ``_MADE_FROM``; it is replaced if the archive is
+    another one. The file is inside the folder, so that it cannot be taken for that of a folder which the user
+    puts in the same place. Any other folder belongs to the user and is never read, changed or deleted.
+    """
+    made_from = folder / _MADE_FROM
+    if os.path.lexists(folder) and not made_from.is_file():
+        raise FileExistsError(
+            f"{folder} is there already and was not unpacked by this command: move it away, "
+            "or name that folder instead of the archive if it holds the original files"
+        )
+    content = f"{archive.name} {digest([archive], progress)}"
+    if made_from.is_file() and made_from.read_text(encoding="utf-8") == content:
+        return
+    new = folder.with_name(f".{folder.name}.new")  # renamed when it is complete, so a stop leaves no half
+    shutil.rmtree(new, ignore_errors=True)
+    if folder.exists():
+        folder.rename(new)  # first, so that a stop during the deletion does not leave a part in its place
+        shutil.rmtree(new)
+    unpack(archive, new, progress)
+    (new / _MADE_FROM).write_text(content, encoding="utf-8")
+    new.rename(folder)
 
 
 def _walk(source: Path) -> Iterator[Path]:

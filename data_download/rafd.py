@@ -22,7 +22,7 @@ from tvf_core.data import prepared
 from tvf_core.data.face_parameters import EXPRESSIONS
 
 from . import originals
-from .building import Building, code_hash
+from .building import Building, recipe_hash
 from .fetch import full_disk, only_one
 
 ACCESS = """\
@@ -83,7 +83,7 @@ def prepare(
             "size": SIZE,
             "files": originals.digest(paths, progress),
             "split": split(),
-            "code": code_hash(sys.modules[__name__]),
+            "code": recipe_hash(sys.modules[__name__]),
         }
         if originals.ready(folder, recipe):
             return folder

@@ -16,6 +16,8 @@ FILES = {
     "other.py": "def draw():\n    pass\n",
 }
 
+INDENTED = FILES["used.py"] + "\n\ndef add(x):\n    if x:\n        work(x)\n    work(1)\n"
+
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
@@ -52,6 +54,9 @@ def test_comments_docstrings_and_layout_do_not_count(package):
         {"sub/inner.py": "VALUE = 3\nTEXT = '# not a remark'\n"},
         {"sub/__init__.py": "SIDE = 1\n"},
         {"used.py": FILES["used.py"].replace('    """Docs."""\n', "    x = '''Docs.'''\n")},
+        {"used.py": INDENTED.replace("    work(1)", "        work(1)")},
+        {"sub/inner.py": "VALUE = 3\nTEXT = '#not a comment'\n"},
+        {"used.py": FILES["used.py"].replace("inner import VALUE", "inner import TEXT as VALUE")},
     ],
     ids=[
         "itself",
@@ -60,10 +65,14 @@ def test_comments_docstrings_and_layout_do_not_count(package):
         "a string that looks like a comment",
         "the package around",
         "a string that is used",
+        "a line that moves into a block",
+        "a blank in a string",
+        "another object under the same name",
     ],
 )
 def test_what_the_code_does_counts_wherever_it_stands(change, package):
-    assert package() != package(change)
+    before = {"used.py": INDENTED} if "work(1)" in str(change) else {}
+    assert package(before) != package(change)
 
 
 def test_a_module_that_moves_and_keeps_its_content_does_not_count(package, tmp_path):

@@ -30,7 +30,7 @@ def stored(tmp_path):
         "demo_faces": ["s1_a->s1_b", "s1_b->s1_a", "s2_a->s2_b", "s2_b->s2_a", "s3_a->s3_b", "s3_b->s3_a"]
     }
 
-    def write(data, method, columns, split="test", pairs_told=0, shape=(), integrator="rk4", name=""):
+    def write(data, method, columns, split="test", pairs_told=0, shape=(), integrator="rk4", name="", of=0):
         pairs = names.get(data, ["b1->b2", "b3->b2", "b1->b3", "b2->b3", "b2->b1", "b3->b1"])
         file = tmp_path / data / ((name or method) + ("" if split == "test" else f".{split}"))
         file.parent.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ def stored(tmp_path):
                     "method": method,
                     "split": split,
                     "n_pairs": pairs_told or 6,
-                    "of_pairs": pairs_told or 6,
+                    "of_pairs": of or pairs_told or 6,
                     "summary": summary,
                     "card": {"settings": {"shape": list(shape), "integrator": integrator}},
                 }
@@ -136,14 +136,43 @@ def test_a_part_of_the_papers_data_is_not_the_papers_data(told, words, stored, t
     }
 
 
+def test_a_part_of_stand_in_data_gives_no_verdict(stored, tmp_path):
+    entry = ENTRIES["inverse-accurate"]
+    values = {"inverse_error": [0.01, 0.012, 0.011, 0.01, 0.013, 0.01], "dice": [0.8] * 6}
+    for data in ("demo_brains", "anatomies"):
+        for of, verdict in ((6, "reproduced"), (56, claims.NOT_TESTABLE)):
+            stored(data, "tm-tvf", values, of=of)
+            found = next(f for f in claims.claim(entry, tmp_path) if f.data == data)
+            assert found.verdict == verdict and ("6 of 56 pairs" in found.why) == (of == 56)
+    assert "6 of 56 pairs" in claims.number("table2", "tm-tvf", "dice", tmp_path)[0].why
+    # A result on all pairs that the paper has, of data that have more, is a part as well.
+    stored("rafd", "tm-tvf", {"ssim": [0.91] * 6}, **RAFD, of=400)
+    found = claims.number("table1", "tm-tvf", "ssim", tmp_path)[-1]
+    assert found.verdict == claims.NOT_TESTABLE and "392 of 400 pairs" in found.why
+
+
+def test_a_number_of_another_method_does_not_stand_beside_the_papers(stored, tmp_path):
+    stored("demo_faces", "tm-tvf", {"ssim": [0.9] * 6}, name="wide")
+    found = claims.number("table1", "tm", "ssim", tmp_path, {"tm": "wide"})[0]
+    assert (found.measured, found.verdict) == ("–", claims.NOT_TESTABLE)
+    assert "the result wide is of TM-TVF, not of TM" in found.why
+
+
+def test_the_rules_say_what_becomes_of_pairs_without_a_finite_value():
+    [rule] = [line for line in claims.rules().splitlines() if "no finite value" in line]
+    assert f"*{claims.NOT_TESTABLE}*" in rule
+
+
 def test_released_rules_and_lost_labels_do_not_test_a_number(stored, tmp_path):
     stored("oasis", "tm-tvf", {"dice": [0.869] * 6, "hd95": [1.4] * 5 + [np.inf]}, **OASIS)
     dice, hd95 = (claims.number("table2", "tm-tvf", key, tmp_path)[-1] for key in ("dice", "hd95"))
     assert dice.verdict == "reproduced" and "half-resolution" in dice.why
     assert hd95.verdict == claims.NOT_TESTABLE and "lost a label" in hd95.why
     stored("oasis", "tm-tvf", {"dice": [0.869] * 6}, **OASIS, integrator="released")
-    found = claims.number("table2", "tm-tvf", "dice", tmp_path)[-1]
-    assert found.verdict == claims.NOT_TESTABLE and "released code" in found.why
+    stored("oasis", "tm", {"dice": [0.862] * 6}, **OASIS, integrator="released")
+    for method in ("tm-tvf", "tm"):
+        found = claims.number("table2", method, "dice", tmp_path)[-1]
+        assert found.verdict == claims.NOT_TESTABLE and "released code" in found.why
 
 
 def test_rows_of_another_method_and_of_private_labels_are_not_testable(stored, tmp_path):
@@ -516,7 +545,7 @@ def test_agreement_is_the_largest_difference_on_common_pairs(stored, tmp_path):
     }.items():
         with open(other / f"{method}.csv", "w", newline="") as stream:
             csv.writer(stream).writerows([["pair", "ssim"], *rows])
-        told = {"method": method, "split": "test", "n_pairs": len(rows)}
+        told = {"method": method, "split": "test", "n_pairs": len(rows), "card": {"settings": {}}}
         (other / f"{method}.json").write_text(json.dumps(told))
     both = read_results(tmp_path, "demo_faces")
     assert list(both) == ["vm-2", "tm"]

@@ -96,7 +96,7 @@ def test_what_the_setup_uses_is_there_before_anything_is_installed():
     """``tvf_core.reporting.colab`` comes first: all that it imports must be in the standard library."""
     used = card.closure("from tvf_core.reporting import colab")
     assert "tvf_core.reporting.colab" in used
-    for source in used.values():
+    for source, _ in used.values():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
                 assert all(a.name.split(".")[0] in sys.stdlib_module_names for a in node.names)

@@ -223,7 +223,7 @@ def test_a_profile_reaches_the_method_and_the_summary(solver, toy_data, tmp_path
     summary = tmp_path / "toy2d" / "lddmm.json"
     for given, expected in (
         ([], METHODS["lddmm"].constants[2]),
-        (["--profile", str(tmp_path / "mine.yaml")], mine),
+        (["--profile", str(tmp_path / "mine.yaml"), "--replace"], mine),
     ):
         expected = {k: getattr(v, "value", v) for k, v in (METHODS["lddmm"].constants[2] | expected).items()}
         expected = json.loads(json.dumps(expected))

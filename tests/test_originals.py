@@ -1,6 +1,7 @@
 """The user's original files: found below a folder with links, and told apart by what they hold."""
 
 import os
+import shutil
 import zipfile
 
 import numpy as np
@@ -109,3 +110,27 @@ def test_a_scan_that_changed_without_its_size_is_prepared_anew(tmp_path):
     oasis.prepare(source, tmp_path, partial=True, progress=False, workers=1)
     after = np.load(folder / prepared.IMAGES)
     assert np.array_equal(after[1:], before[1:]) and not np.array_equal(after[0], before[0])
+
+
+@pytest.mark.parametrize("before", ["nothing", "a damaged archive", "an unpacked one, since replaced"])
+def test_a_folder_of_the_user_is_neither_taken_for_the_archive_nor_deleted(before, tmp_path):
+    root = tmp_path / "root"
+    unpacked = root / "oasis_originals"
+    write(tmp_path / "in" / "file")
+    first, damaged = zipped(tmp_path / "first.zip", tmp_path / "in"), write(tmp_path / "damaged.zip")
+    second = zipped(tmp_path / "second.zip", write(tmp_path / "in 2" / "other").parent)
+    if before == "a damaged archive":
+        with pytest.raises(ValueError, match=r"damaged\.zip: not a"):
+            originals.below(damaged, unpacked, progress=False)
+    elif before != "nothing":
+        originals.below(first, unpacked, progress=False)
+        shutil.rmtree(unpacked)
+    write(unpacked / "mine")
+    for archive in (first, first, second):
+        with pytest.raises(FileExistsError, match="oasis_originals is there already") as error:
+            originals.below(archive, unpacked, progress=False)
+        assert "\n" not in str(error.value)
+        assert [f.relative_to(root).as_posix() for f in root.rglob("*")] == [
+            "oasis_originals",
+            "oasis_originals/mine",
+        ]

@@ -265,6 +265,7 @@ ARGUMENTS = {  # name: (changes of the arguments of ``write``, words of the mess
     "subjects": ({"subjects": "ab"}, ["subjects", "for each image"]),
     "axes": ({"axes": "left"}, ["axes", "'left'"]),
     "its own name": ({"name": "a/b"}, ["'a/b'"]),
+    "names of labels that are not there": ({"labels": None}, ["label_names", "no effect"]),
 }
 
 
@@ -276,6 +277,13 @@ def test_wrong_arguments_leave_nothing_behind(case, tmp_path):
         prepared.write(tmp_path / "new", **{"images": images, "pairs": pairs, **known, **change})
     assert "\n" not in str(told.value) and not [w for w in words if w not in str(told.value)], told.value
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_home_folder_is_written_where_it_is_read(mine, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    images, pairs, known = content((33, 28), False)
+    assert prepared.write("~/scans", images, pairs, **known) == tmp_path / "home" / "scans"
+    assert data.load("~/scans", "test").name == "scans"
 
 
 def test_nothing_is_overwritten(mine):

@@ -1,6 +1,7 @@
 """Results files: their names, which file a name finds, what overwrites what, and rows without locks."""
 
 import json
+import shlex
 import sys
 
 import numpy as np
@@ -128,6 +129,84 @@ def test_a_name_belongs_to_one_method(trained, tmp_path):
     with pytest.raises(ValueError, match="mine.1-pairs.json is a result of tm-tvf; choose another name"):
         go(tmp_path, trained("tm"), method="tm", name="mine")
     assert contents(tmp_path / "toy2d") == before
+
+
+def test_a_result_of_other_weights_is_replaced_only_when_told(trained, tmp_path):
+    first, second = trained(scale=0.05), trained(scale=0.1)
+    go(tmp_path, first), go(tmp_path, first, split="val", limit=1)
+    before = contents(tmp_path / "toy2d")
+    for settings in ({}, {"limit": 1}, {"split": "val"}):
+        with pytest.raises(ValueError, match="tm-tvf.*json was made with other weights.*--name") as caught:
+            go(tmp_path, second, **settings)
+        assert "\n" not in str(caught.value) and contents(tmp_path / "toy2d") == before
+    go(tmp_path, second, name="mine", limit=1)  # both are kept
+    assert before.items() <= contents(tmp_path / "toy2d").items()
+    new = go(tmp_path, second, replace=True)
+    assert results.read_results(tmp_path, "toy2d")["tm-tvf"] == new
+    others = {"mine.1-pairs.json", "mine.1-pairs.csv"}
+    assert set(contents(tmp_path / "toy2d")) == {"tm-tvf.json", "tm-tvf.csv"} | others
+    assert go(tmp_path, second, limit=1)["n_pairs"] == 1  # nothing of the first weights is in the way
+
+
+def test_a_result_of_another_shape_or_other_constants_is_not_replaced(toy_data, tmp_path, monkeypatch):
+    same = dict(limit=1, out=tmp_path, progress=False)
+    evaluate.evaluate("lddmm", "toy2d", constants={"iterations": [1, 1, 1]}, **same)
+    with pytest.raises(ValueError, match="lddmm.1-pairs.json was made with other"):
+        evaluate.evaluate("lddmm", "toy2d", constants={"iterations": [2, 1, 1]}, **same)
+    evaluate.evaluate("identity", "toy2d", **same)
+    file = tmp_path / "toy2d" / "identity.1-pairs.json"
+    summary = json.loads(file.read_text())
+    summary["card"]["settings"]["shape"] = [8, 8]
+    file.write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match="identity.1-pairs.json was made with other"):
+        evaluate.evaluate("identity", "toy2d", **same)
+    for key in ("weights", "shape", "constants"):  # a result from before they were written down
+        del summary["card"]["settings"][key]
+    file.write_text(json.dumps(summary))
+    assert "shape" in evaluate.evaluate("identity", "toy2d", **same)["card"]["settings"]
+    monkeypatch.setattr(evaluate, "CODE", "another")  # a change of the code alone renews a result
+    assert evaluate.evaluate("identity", "toy2d", **same)["card"]["code"] == "another"
+
+
+@pytest.mark.parametrize("stray", ["[1, 2]", '{"what": "not a result"}', '{"card": 3}', "null"])
+def test_stray_files_are_skipped_and_not_overwritten(stray, trained, tmp_path):
+    folder = tmp_path / "toy2d"
+    folder.mkdir()
+    (folder / "notes.json").write_text(stray)
+    (folder / "mine.json").write_text(stray)
+    whole = go(tmp_path, trained())
+    assert results.read_results(tmp_path, "toy2d") == {"tm-tvf": whole}
+    results.check_data(folder, "toy2d", whole["card"]["settings"]["origin"])
+    with pytest.raises(ValueError, match="mine.json is not a result of tvf evaluate"):
+        go(tmp_path, trained(), name="mine")
+    with pytest.raises(FileNotFoundError, match="notes.json is not a result of tvf evaluate"):
+        results.read_result("notes", "toy2d", tmp_path)
+    assert (folder / "mine.json").read_text() == stray
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"name": "tm', b"\0" * 20, b"\xff\xfe"])
+def test_a_damaged_result_is_named(damage, trained, tmp_path):
+    go(tmp_path, trained())
+    (tmp_path / "toy2d" / "tm-tvf.json").write_bytes(damage)
+    for read in (
+        lambda: go(tmp_path, trained()),
+        lambda: results.read_results(tmp_path, "toy2d"),
+        lambda: results.check_data(tmp_path / "toy2d", "toy2d", "origin"),
+    ):
+        with pytest.raises(ValueError, match="tm-tvf.json is damaged, delete it") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_the_suggested_command_is_quoted_and_tells_of_profiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "name_of", lambda data: "scans")  # the folder of a data set of one's own
+    for method, hint in (("tm", False), ("lddmm", True), ("convexadam", True), ("identity", False)):
+        with pytest.raises(FileNotFoundError) as caught:
+            results.find(method, str(tmp_path / "my scans"), tmp_path / "my results")
+        command = str(caught.value).split("make it with: ")[1]
+        words = shlex.split(command.split(" (")[0])
+        assert words[5] == str(tmp_path / "my scans") and words[7:] == [str(tmp_path / "my results")]
+        assert ("--profile NAME" in command) == hint
 
 
 def test_what_is_not_there_comes_with_the_command_that_makes_it(trained, tmp_path):

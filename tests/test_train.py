@@ -315,9 +315,9 @@ def test_stored_results_are_taken_until_weights_or_settings_change(evaluated, mo
     state = checkpoints.load(weights).network.state_dict()
     checkpoints.save(weights, {key: value + 0.01 for key, value in state.items()}, config)
     with pytest.raises(RuntimeError, match="computed again"):
-        go()
+        go(replace=True)
     monkeypatch.setattr(evaluate, "score", score)
-    assert go()["summary"] != first["summary"]
+    assert go(replace=True)["summary"] != first["summary"]
 
 
 def test_a_stopped_evaluation_continues_and_ends_with_the_same_rows(evaluated, tmp_path, monkeypatch):
@@ -380,6 +380,17 @@ def test_sigkill_in_an_evaluation_loses_nothing(tmp_path):
     assert whole == cut and whole.count(b"\n") == 7
 
 
+@pytest.mark.parametrize("damage", ["\0" * 40, "", '{"pair": "i7', "[1]", "7", "{}"])
+def test_a_damaged_line_among_the_kept_rows_is_measured_again(damage, tmp_path):
+    file, about, pairs = tmp_path / ".x.rows.jsonl", {"settings": 1}, ["a", "b", "c"]
+    lines = [json.dumps(about), '{"pair": "a"}', damage, '{"pair": "c"}']
+    file.write_text("\n".join(lines) + "\n")
+    with kept_rows(file, about, pairs) as (rows, keep):
+        assert rows == [{"pair": "a"}]
+        keep({"pair": "b"})
+        assert len(file.read_text().splitlines()) == 3
+
+
 def test_rows_of_other_settings_are_not_continued_and_two_at_once_are_refused(
     evaluated, tmp_path, monkeypatch
 ):
@@ -395,6 +406,22 @@ def test_rows_of_other_settings_are_not_continued_and_two_at_once_are_refused(
     (tmp_path / "toy2d" / "tm-tvf.json").unlink()
     with kept_rows(kept, {}, []), pytest.raises(ValueError, match="another process"):
         go()
+
+
+def test_settings_tell_the_integrator_of_every_method_that_has_the_option(toy_data, tmp_path):
+    for method, integrator, told in (
+        ("tm", "released", "released"),
+        ("tm", "", None),
+        ("vm-2", "", None),
+        ("vm-diff", "", "squaring"),
+        ("tm-tvf", "euler", "euler"),
+    ):
+        config = NetworkConfig(method, 2, integrator=integrator)
+        weights = tmp_path / "weights.safetensors"
+        checkpoints.save(weights, lively(Model(config)).network.state_dict(), config)
+        out = tmp_path / f"{method}-{integrator}"
+        summary = evaluate.evaluate(method, "toy2d", weights=weights, limit=1, out=out, progress=False)
+        assert summary["card"]["settings"]["integrator"] == told, (method, integrator)
 
 
 def test_doing_nothing_scores_as_the_untouched_images(toy_data, tmp_path):

@@ -24,9 +24,11 @@ from tvf_core.methods import METHODS
 from tvf_core.paths import ROOT
 from tvf_core.training import interrupts, not_finite, profiles, train
 from tvf_core.training.history import History, read_history
+from tvf_core.training.profiles import Profile
 from tvf_core.training.run_folder import RunFolder
 from tvf_core.training.run_list import elapsed, list_runs
 from tvf_core.training.sampling import PairSampler
+from tvf_core.training.trainer import Trainer
 
 STEPS = 30  # of the runs that are interrupted: enough to be met in the middle, however fast the machine is
 
@@ -667,3 +669,18 @@ def test_a_finished_run_is_shown_to_who_watches(toy_data, tmp_path):
     first, seen = run("tm", "toy2d", 3, tmp_path), []
     run("tm", "toy2d", 3, tmp_path, watch=seen.append)
     assert seen == first["history"]
+
+
+def test_a_run_that_another_process_finishes_before_the_lock_is_free_is_not_trained_again(
+    tmp_path, monkeypatch
+):
+    profile = Profile("demo_faces", "demo", 64, 2, steps=2, validations=1, validation_pairs=1)
+    first = train.train("vm-2", profile, out=tmp_path / "run", progress=False)
+    finished, asked = RunFolder.finished, []
+    monkeypatch.setattr(
+        RunFolder, "finished", lambda self: asked.append(1) or (finished(self) if asked[1:] else None)
+    )
+    monkeypatch.setattr(Trainer, "prepare", lambda self: pytest.fail("trained again"))
+    seen = []
+    again = train.train("vm-2", profile, out=tmp_path / "run", progress=False, watch=seen.append)
+    assert again == first and [record["step"] for record in seen] == [0, 1]

@@ -25,9 +25,9 @@ PACKAGES = ("tvf_core", "data_download")
 def code_hash(source: str) -> str:
     """Hash of a piece of Python and of every module of this project that it imports, directly or not.
 
-    A result is stale once this hash has changed. The hash does not depend on comments, docstrings, white
-    space, import statements, names and places of modules, nor on modules that are not imported, such as those
-    that only draw or print.
+    A result is stale once this hash has changed. The hash depends on what the code does and on the names that
+    it imports. It does not depend on comments, docstrings, line breaks, the order of imports, the folder of a
+    module, nor on modules that are not imported, such as those that only draw or print.
 
     Parameters
     ----------
@@ -39,77 +39,109 @@ def code_hash(source: str) -> str:
     -------
     16 hexadecimal digits.
     """
-    contents = sorted(filter(None, map(_content, closure(source).values())))
-    return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
+    contents = sorted(content(text, package) for text, package in closure(source).values())
+    return hashlib.sha256("\n".join(filter(None, contents)).encode()).hexdigest()[:16]
 
 
-def closure(source: str) -> dict[str, str]:
-    """Source, by module name, of all modules of this project that a piece of Python imports, directly or not.
+def closure(source: str) -> dict[str, tuple[str, str]]:
+    """Source and package, by name, of all modules of this project that a piece of Python imports at all.
 
     The piece itself is stored under the empty name.
     """
-    known, queue = {"": source}, [(source, "")]
+    known, queue = {"": (source, "")}, [(source, "")]
     while queue:
         for name in _imports(*queue.pop()):
-            file = ROOT.joinpath(*name.split("."))
-            file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+            file = _file(name)
             if name not in known and file.is_file():
-                known[name] = file.read_text("utf-8")
-                queue.append((known[name], name if file.name == "__init__.py" else name.rpartition(".")[0]))
+                package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+                known[name] = file.read_text("utf-8"), package
+                queue.append(known[name])
     return known
 
 
-@functools.cache
+def content(source: str, package: str = "") -> str:
+    """What a module does, as text: its imported names, and its code without comments, docstrings and layout.
+
+    The text is the same in every version of Python. Of an imported module it has the name without the
+    folders, of a name within a module also that module's name. ``package`` is that of relative imports.
+    """
+    names = set()
+    for base, name, local in _imported(source, package):
+        is_module = not base or _file(f"{base}.{name}").is_file()
+        names.add(f"{'' if is_module else base.rpartition('.')[2]}.{name.rpartition('.')[2]} {local}")
+    parts, statement, imports = sorted(names), [], False
+    for kind, text in _tokens(source):
+        if kind in ("INDENT", "DEDENT"):
+            parts.append(kind)
+        elif kind == "end":
+            docstring = len(statement) == 1 and statement[0].endswith(("'", '"'))
+            if statement and not imports and not docstring:
+                parts.append(" ".join(statement))
+            statement = []
+        else:
+            imports = text in ("import", "from") if not statement else imports
+            statement.append(text)
+    return "\n".join(parts)
+
+
+def _tokens(source: str):
+    """(kind, text) of the tokens of a source without comments; ``end`` ends a statement.
+
+    An f-string is one token, as it was before Python 3.12.
+    """
+    lines, begin, depth = source.splitlines(keepends=True), None, 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = tokenize.tok_name[token.type]
+        depth += (kind == "FSTRING_START") - (kind == "FSTRING_END")
+        if begin is None and depth:
+            begin = token.start
+        if begin is not None:
+            if not depth:
+                rows = lines[begin[0] - 1 : token.end[0]]
+                rows[-1] = rows[-1][: token.end[1]]
+                yield "STRING", "".join([rows[0][begin[1] :], *rows[1:]])
+                begin = None
+        elif kind in ("NEWLINE", "ENDMARKER") or token.string == ";":
+            yield "end", ""
+        elif kind not in ("COMMENT", "NL"):
+            yield kind, token.string
+
+
+def _file(name: str) -> Path:
+    """Where the source of the module of this full name lies, if the project has such a module."""
+    path = ROOT.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def _imports(source: str, package: str) -> set[str]:
     """Full names that a module imports from ``PACKAGES``, and the packages that contain them.
 
     Some of these are names within a module. For a name that ``tvf_core`` itself offers, the result also has
     the module that defines it.
     """
-    found = set()
+    imported = _imported(source, package)
+    found = {base for base, _, _ in imported} | {f"{base}.{name}".strip(".") for base, name, _ in imported}
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            relative = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(relative, package) if node.level else node.module
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-        elif (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == __package__
-        ):
-            found.add(f"{__package__}.{node.attr}")  # tvf_core.load_data(...)
-    found |= {
-        module for name in found if (module := OFFERED.get(name.removeprefix(f"{__package__}."), ("",))[0])
-    }
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found |= {f"{__package__}.{node.attr}"} if node.value.id == __package__ else set()
+    offered = (OFFERED.get(name.removeprefix(f"{__package__}.")) for name in found)
+    found |= {module for module, _ in filter(None, offered)}
     found = {name for name in found if name.split(".")[0] in PACKAGES}
     return found | {name.rsplit(".", k)[0] for name in found for k in range(1, name.count(".") + 1)}
 
 
 @functools.cache
-def _content(source: str) -> str:
-    """Source without comments, docstrings, imports and white space; the same in every version of Python."""
-    cut, start, tokens = [], None, list(tokenize.generate_tokens(io.StringIO(source).readline))
-    begins = True  # whether the next token begins a statement
-    for token, following in zip(tokens, [*tokens[1:], tokens[-1]]):
-        if token.type == tokenize.COMMENT:
-            cut.append((token.start, token.end))
-        elif token.type == tokenize.NEWLINE:
-            if start is not None:
-                cut.append((start, token.start))
-            begins, start = True, None
-        elif token.type not in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
-            if begins and token.string in ("import", "from"):
-                start = token.start
-            ends = following.type in (tokenize.NEWLINE, tokenize.COMMENT, tokenize.ENDMARKER)
-            if begins and token.type == tokenize.STRING and ends:
-                cut.append((token.start, token.end))
-            begins = False
-    lines = source.splitlines()
-    for (first, begin), (last, end) in sorted(cut, reverse=True):
-        lines[first - 1 : last] = [lines[first - 1][:begin] + lines[last - 1][end:]]
-    return "".join("".join(lines).split())
+def _imported(source: str, package: str) -> list[tuple[str, str, str]]:
+    """(module, name, local name) of everything that a module imports; no module for ``import name``."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [("", alias.name, alias.asname or "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package) if node.level else node.module
+            found += [(base, alias.name, alias.asname or "") for alias in node.names]
+    return found
 
 
 def reset_peak(device) -> None:

@@ -27,6 +27,7 @@ from .sources import (
     FLOW_BACK,
     FROZEN,
     LDDMM,
+    LDDMM_WEIGHT,
     NCC,
     NEUTRAL,
     NO_FACES,
@@ -404,12 +405,14 @@ METHODS = {
         losses={
             2: {
                 "mse": Sourced(1.0, EQ2),
-                "lddmm": Sourced(2e3, SUM_BESIDE_MEAN.format("128 x 128 / 8 = 2,048", "1/32")),
+                "lddmm": Sourced(LDDMM_WEIGHT[2], SUM_BESIDE_MEAN.format("128 x 128 / 8 = 2,048", "1/32")),
             },
             3: {
                 "mse": Sourced(1.0, EQ2),
                 "label_mse": Sourced(1.0, EQ2),
-                "lddmm": Sourced(1e5, SUM_BESIDE_MEAN.format("80 x 96 x 112 / 8 = 107,520", "1/64")),
+                "lddmm": Sourced(
+                    LDDMM_WEIGHT[3], SUM_BESIDE_MEAN.format("80 x 96 x 112 / 8 = 107,520", "1/64")
+                ),
             },
         },
         constants=LDDMM,

@@ -46,6 +46,7 @@ LDDMM = {
 # Eq. 2 prints no weight. Ours make the energy a sum over the half grid of the paper's images beside a
 # mean over their voxels, as the released script adds its terms; losses.lddmm_energy derives them, and
 # says what the other readings of eq. 2 would give. The two numbers are kept at every image size.
+LDDMM_WEIGHT = {2: 2e3, 3: 1e5}
 SUM_BESIDE_MEAN = (
     "ours, rounded from {}: eq. 2, which prints no weight, with its energy as a sum over half-grid voxels "
     "beside an image term that is a mean, as in the released script (both sums: {}; both means: 1/8; "

@@ -26,6 +26,7 @@ def evaluate(
     limit: int = 0,
     image_size: int = 0,
     out: Path | None = None,
+    replace: bool = False,
 ) -> None:
     """Score a method on a data set and write a row per pair (CSV) and a summary (JSON).
 
@@ -45,6 +46,7 @@ def evaluate(
         limit: evaluate only so many pairs, evenly spread over the split; 0 is all.
         image_size: edge of the images, as in training; 0 is the data set's own size.
         out: results folder; default runs/results.
+        replace: replace a result of this name that was made with other weights, image size or constants.
     """
     print_summary(
         evaluation.evaluate(
@@ -57,6 +59,7 @@ def evaluate(
             limit=limit,
             image_size=image_size,
             out=out,
+            replace=replace,
         )
     )
 

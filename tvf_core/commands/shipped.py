@@ -60,6 +60,7 @@ def evaluate_all() -> None:
                 constants=profile.to_register(method),
                 limit=evaluation.enough(method),
                 out=RESULTS,
+                replace=True,
             )
             kept = method in before and before[method]["card"] == summary["card"]
             print("kept:" if kept else "measured:", end=" ")

@@ -9,6 +9,7 @@ The expression list follows Langner et al. (2010), "Presentation and validation 
 Radboud Faces Database", Cognition & Emotion 24(8), 1377-1388.
 """
 
+import sys
 from dataclasses import fields
 
 import numpy as np
@@ -18,8 +19,8 @@ from . import face_painter, face_parameters
 from .face_painter import paint
 from .face_parameters import ACTIONS, EXPRESSIONS, N_SUBJECTS, SEED, Action, identity
 
-# Files of the code that determines how a face looks.
-SOURCES = [face_parameters.__file__, face_painter.__file__, __file__]
+# The modules that determine how a face looks.
+MODULES = [face_parameters, face_painter, sys.modules[__name__]]
 
 
 def render(subject: int, expression: str, size: int = 256) -> np.ndarray:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from .. import fields, integrate
+from ..card import content
 from ..checks import one_of
-from ..paths import cache, data_root, sha256, write_then_rename
+from ..paths import cache, data_root, write_then_rename
 from . import demo_brains, demo_faces, prepared
 from .folder_checks import SPLITS
 
@@ -232,7 +233,7 @@ def _demo_faces(split: str, size: int | None, progress: bool) -> PairData:
     """53/7/7 subjects; every ordered pair of different expressions of one subject (the paper's protocol)."""
     size = size or 128
     images = _cached(
-        f"demo_faces_{size}", demo_faces.SOURCES, lambda: {"images": demo_faces.render_all(size, progress)}
+        f"demo_faces_{size}", demo_faces.MODULES, lambda: {"images": demo_faces.render_all(size, progress)}
     )["images"]
     subjects = {"train": range(53), "val": range(53, 60), "test": range(60, 67)}[split]
     expressions = len(demo_faces.EXPRESSIONS)
@@ -255,7 +256,7 @@ def _demo_brains(split: str, size: int | None, progress: bool) -> PairData:
         images, labels = demo_brains.make_all(progress)
         return {"images": images, "labels": labels}
 
-    arrays = _cached("demo_brains", [demo_brains.__file__, integrate.__file__, fields.__file__], make)
+    arrays = _cached("demo_brains", [demo_brains, integrate, fields], make)
     subjects = {"train": range(38), "val": range(38, 42), "test": range(42, 50)}[split]
     if split == "train":
         pairs = list(itertools.permutations(subjects, 2))
@@ -267,9 +268,10 @@ def _demo_brains(split: str, size: int | None, progress: bool) -> PairData:
     )
 
 
-def _cached(name: str, sources: list[str], make) -> dict[str, np.ndarray]:
-    """Arrays from the cache, made once per state of the code that makes them."""
-    path = cache() / f"{name}_{sha256(*map(Path, sources))[:12]}.npz"
+def _cached(name: str, modules: list, make) -> dict[str, np.ndarray]:
+    """Arrays from the cache, made once per state of the modules that make them (:func:`tvf_core.card.content`)."""
+    code = "\n".join(content(Path(m.__file__).read_text("utf-8"), m.__package__) for m in modules)
+    path = cache() / f"{name}_{hashlib.sha256(code.encode()).hexdigest()[:12]}.npz"
     if not path.exists():
         arrays = make()
         with write_then_rename(path) as temporary, open(temporary, "wb") as file:

@@ -172,7 +172,9 @@ def write(
     FileExistsError : there is something at ``folder`` already.
     ValueError : an argument does not fit; nothing is left behind.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).expanduser().absolute()
+    if labels is None and label_names:
+        raise ValueError("label_names: without labels they have no effect")
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; choose another folder, or delete it first")
     folder_checks.plain_name(name or folder.name, folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +20,18 @@ from ..methods import METHODS, NetworkConfig
 from ..model import Model, check_to_register
 from ..paths import runs, sha256
 from .kept_rows import kept_rows
-from .results import TEXTS, check_name, check_owner, file_of, write_result
+from .results import (
+    TEXTS,
+    check_data,
+    check_name,
+    check_owner,
+    delete,
+    file_of,
+    made_otherwise,
+    read_json,
+    read_summary,
+    write_result,
+)
 
 CODE = code_hash(f"import {__name__}")
 
@@ -126,6 +136,7 @@ def evaluate(
     limit: int = 0,
     image_size: int = 0,
     out: Path | None = None,
+    replace: bool = False,
     progress: bool = True,
 ) -> dict:
     """Score a method on a split; write rows (``<out>/<data>/<name>.csv``) and a summary (``.json``).
@@ -147,6 +158,8 @@ def evaluate(
     image_size : edge of the images where the data set has several; 0 is its own.
     out : default ``runs/results``. A summary there is returned as it is if it was made by the same
         code, weights and settings.
+    replace : replace a result of the same name that was made with other weights, shape or constants. Its
+        files of other splits and parts are deleted once the new result is there.
 
     Returns
     -------
@@ -157,35 +170,27 @@ def evaluate(
 
     Raises
     ------
-    ValueError : the name cannot be one, or belongs to a result of another method; another process is
-        evaluating under this name; or ``data`` is a folder, and results on other data of the same name lie
-        there.
+    ValueError : the name cannot be one, or belongs to a result of another method, or to one with other
+        weights, shape or constants that is not to be replaced; a file there is damaged, or the result's own
+        is something else; another process is evaluating under this name; or ``data`` is a folder, and
+        results on other data of the same name lie there.
     """
     check_choices(method, weights, constants)
-    entry, name = METHODS[method], check_name(name or method, method)
+    name = check_name(name or method, method)
     pairs = load(data, split, image_size or None, progress)
     folder = (Path(out) if out else runs() / "results") / pairs.name
     check_owner(name, method, folder)
     if str(data) not in DATASETS:
-        _refuse_other_data(folder, pairs)
+        check_data(folder, pairs.name, pairs.fingerprint())
     model = load_model(method, pairs, weights, constants)
     weights = Path(weights) if weights else checkpoints.shipped(method, pairs.name)
     chosen = pairs.spread(limit)
     settings = _settings(model, pairs, chosen, weights)
-    about = {
-        "dataset": pairs.name,
-        "name": name,
-        "method": method,
-        "title": model.title,
-        "split": split,
-        "n_pairs": len(chosen),
-        "of_pairs": len(pairs),
-        "labels": list(pairs.label_names),
-    } | _training(weights, entry)
-    if (file := folder / file_of(about)).exists():
-        known = json.loads(file.read_text())
-        if known["card"]["settings"] == settings and known["card"]["code"] == CODE:
-            return known
+    others = made_otherwise(name, folder, settings, replace)
+    about = _about(name, model, pairs, chosen) | _training(weights, METHODS[method])
+    if known := _stored(file := folder / file_of(about), settings):
+        delete(others)
+        return known
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kept = folder / f".{file.stem}.rows.jsonl"
     names = [pairs.pair_name(k) for k in chosen]
@@ -193,7 +198,32 @@ def evaluate(
         _measure(model, pairs, chosen, rows, keep, device, progress)
         summary = _summary(rows, about, settings, device)
         write_result(summary, [{key: row[key] for key in row if key not in APART} for row in rows], folder)
+    delete([other for other in others if other != file])
     return summary
+
+
+def _about(name: str, model: Model, pairs: PairData, chosen: list[int]) -> dict:
+    """What a result is of: the first keys of its summary."""
+    return {
+        "dataset": pairs.name,
+        "name": name,
+        "method": model.config.method,
+        "title": model.title,
+        "split": pairs.split,
+        "n_pairs": len(chosen),
+        "of_pairs": len(pairs),
+        "labels": list(pairs.label_names),
+    }
+
+
+def _stored(file: Path, settings: dict) -> dict | None:
+    """The summary in a file if this code made it with these settings; ValueError if it is not a result."""
+    if not file.exists():
+        return None
+    if not (known := read_summary(file)):
+        raise ValueError(f"{file} is not a result of tvf evaluate: move it, or choose another name")
+    card = known["card"]
+    return known if card["settings"] == settings and card.get("code") == CODE else None
 
 
 def _settings(model: Model, pairs: PairData, chosen: list[int], weights: Path) -> dict:
@@ -209,7 +239,7 @@ def _settings(model: Model, pairs: PairData, chosen: list[int], weights: Path) -
         "pairs": _hash("\n".join(f"{pairs.pair_name(k)} {pairs.person(k)}" for k in chosen)),
         "labels": list(pairs.label_names),
         "weights": sha256(weights)[:16] if entry.build else None,
-        "integrator": model.config.integrator if entry.has_velocity and entry.build else None,
+        "integrator": model.config.integrator or None,  # empty where the method has no such option
         "constants": model.constants or None,
     }
 
@@ -260,7 +290,7 @@ def _training(weights: Path, entry) -> dict:
     card = weights.with_suffix(".json")
     if not entry.build or not card.is_file():
         return {}
-    card = json.loads(card.read_text())
+    card = read_json(card)
     return {
         "training": {key: card[key] for key in ("seconds", "pairs_seen", "device", "code") if key in card}
         | {
@@ -269,18 +299,6 @@ def _training(weights: Path, entry) -> dict:
             if key in card.get("settings", ())
         }
     }
-
-
-def _refuse_other_data(folder: Path, pairs: PairData) -> None:
-    """ValueError where a folder holds results on other data of the same name, which would be mixed up."""
-    for file in sorted(folder.glob("*.json")):
-        settings = json.loads(file.read_text()).get("card", {}).get("settings", {})
-        if settings.get("origin", pairs.fingerprint()) != pairs.fingerprint():
-            raise ValueError(
-                f"{file} is of another data set, or of another state of this one, with the same name "
-                f"{pairs.name!r}: choose another out folder, delete these results, or give the data another "
-                '"name" in dataset.json'
-            )
 
 
 def _hash(text: str) -> str:

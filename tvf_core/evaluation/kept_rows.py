@@ -23,8 +23,8 @@ def kept_rows(file: Path, about: dict, pairs: list[str]):
     file : a line for ``about``, then a line per row. It is deleted when the block ends without an error.
     about : what the evaluation depends on, as JSON. Rows that belong to something else are not taken.
     pairs : names of the pairs in their order. Rows are taken as long as they follow it, so that rows of a
-        second process, where files cannot be locked, do no harm. A last line that a kill cut off is not
-        taken.
+        second process, where files cannot be locked, do no harm. A line that a kill cut off or a power cut
+        damaged is not taken, nor is any after it.
 
     Raises
     ------
@@ -66,13 +66,16 @@ def _read(file: Path, about: dict, pairs: list[str]) -> list[dict]:
     """The rows in a file that belong to ``about`` and follow the order of the pairs."""
     if not file.is_file():
         return []
-    lines = file.read_text().split("\n")[:-1]  # the last one is empty, or it was cut off
+    lines = file.read_text(errors="replace").split("\n")[:-1]  # the last one is empty, or it was cut off
     if not lines or lines[0] != json.dumps(about):
         return []
     rows = []
     for line, pair in zip(lines[1:], pairs):
-        row = json.loads(line)
-        if row["pair"] != pair:
+        try:
+            row = json.loads(line)
+        except ValueError:  # the line is damaged; its pair and all later ones are measured again
+            break
+        if not isinstance(row, dict) or row.get("pair") != pair:
             break
         rows.append(row)
     return rows

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,67 @@ def check_name(name: str, method: str) -> str:
 
 def check_owner(name: str, method: str, folder: Path) -> None:
     """ValueError where the folder of a data set's results has one of this name and of another method."""
-    for file in folder.glob("*.json"):
-        if _parse(file.stem)[0] == name and (owner := json.loads(file.read_text())["method"]) != method:
+    for file, summary in _named(name, folder):
+        if (owner := summary.get("method", method)) != method:
             raise ValueError(f"{file} is a result of {owner}; choose another name for one of {method}")
+
+
+def check_data(folder: Path, name: str, origin: str) -> None:
+    """ValueError where a folder holds results on other data of the same name, which would be mixed up."""
+    for file in sorted(folder.glob("*.json")):
+        if (summary := read_summary(file)) and summary["card"]["settings"].get("origin", origin) != origin:
+            raise ValueError(
+                f"{file} is of another data set, or of another state of this one, with the same name "
+                f"{name!r}: choose another out folder, delete these results, or give the data another "
+                '"name" in dataset.json'
+            )
+
+
+def made_otherwise(name: str, folder: Path, settings: dict, replace: bool) -> list[Path]:
+    """Summaries of this name, on any split or part, that were made with other weights, shape or constants.
+
+    What the settings of an older result do not tell counts as equal. Unless they are to be replaced, a
+    ValueError names the first.
+    """
+    known = _named(name, folder)
+    others = [file for file, summary in known if _differ(summary["card"]["settings"], settings)]
+    if others and not replace:
+        raise ValueError(
+            f"{others[0]} was made with other weights, image size or constants: to keep both, give the new "
+            "result a name of its own (--name NAME); else delete that file, or replace it (--replace)"
+        )
+    return others
+
+
+def _differ(old: dict, new: dict) -> bool:
+    one, two = old.get("constants") or {}, new.get("constants") or {}
+    return any(old.get(key, new[key]) != new[key] for key in ("weights", "shape")) or any(
+        one[constant] != two[constant] for constant in one.keys() & two.keys()
+    )
+
+
+def _named(name: str, folder: Path) -> list[tuple[Path, dict]]:
+    """The results of a name in the folder of a data set, on any split or part: file and summary."""
+    files = [file for file in sorted(folder.glob("*.json")) if _parse(file.stem)[0] == name]
+    return [(file, summary) for file in files if (summary := read_summary(file))]
+
+
+def read_summary(file: Path) -> dict:
+    """The summary in a results file; empty where the file holds other JSON, so that it is not a result.
+
+    ValueError as in :func:`read_json`.
+    """
+    content = read_json(file)
+    card = content.get("card") if isinstance(content, dict) else None
+    return content if isinstance(card, dict) and isinstance(card.get("settings"), dict) else {}
+
+
+def read_json(file: Path):
+    """The content of a JSON file; a ValueError that names the file where it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # also where the bytes are no text
+        raise ValueError(f"{file} is damaged, delete it ({error})") from None
 
 
 def file_name(name: str, split: str, kind: str, pairs: int = 0) -> str:
@@ -90,9 +149,12 @@ def find(name: str, data: str, folder: Path | None = None, split: str = "test", 
     if found := known.get((name, split)):
         return found.get(0) or found[max(found)]
     plain, pairs = (part[1], part[2]) if part else (name, "")
-    command = f"tvf evaluate --method {plain if plain in METHODS else f'METHOD --name {plain}'} --data {data}"
+    method = plain if plain in METHODS else f"METHOD --name {shlex.quote(plain)}"
+    command = f"tvf evaluate --method {method} --data {shlex.quote(str(data))}"
     command += f" --split {split}" * (split != "test") + f" --limit {pairs}" * bool(pairs)
-    command += f" --out {folder}" * bool(folder)
+    command += f" --out {shlex.quote(str(folder))}" * bool(folder)
+    if plain in METHODS and METHODS[plain].build is None and any(METHODS[plain].constants.values()):
+        command += " (with --profile NAME it takes the constants of a profile of the book)"
     there = ", ".join(sorted(n for n, s in known if s == split))
     raise FileNotFoundError(
         f"{place} has no result {name!r} on the {split} split (there are: {there or 'none'}); "
@@ -111,11 +173,14 @@ def read_rows(name: str, data: str, folder: Path | None = None, split: str = "te
 
 
 def read_result(name: str, data: str, folder: Path | None = None, split: str = "test") -> dict:
-    """The summary of a result; FileNotFoundError as in :func:`find`.
+    """The summary of a result; FileNotFoundError as in :func:`find`, and where the file is not a result.
 
     Its ``name`` is that of the file, which may have been renamed. Without ``of_pairs`` it is of all pairs.
+    A damaged file is a ValueError, which names it.
     """
-    content = json.loads(find(name, data, folder, split).read_text())
+    content = read_summary(file := find(name, data, folder, split))
+    if not content:
+        raise FileNotFoundError(f"{file} is not a result of tvf evaluate")
     part = _PART.fullmatch(name)
     return {"of_pairs": content.get("n_pairs")} | content | {"name": part[1] if part else name}
 
@@ -130,9 +195,9 @@ def read_results(folder: Path, data: str, split: str = "test") -> dict[str, dict
     for name in names:
         try:
             summary = read_result(name, data, folder, split)
-        except FileNotFoundError:  # it is there on another split only
+        except FileNotFoundError:  # it is there on another split only, or it is not a result
             continue
-        if summary.get("method") in METHODS and summary["split"] == split:
+        if summary.get("method") in METHODS and summary.get("split") == split:
             found[name] = summary
     place = {method: number for number, method in enumerate(METHODS)}
     order = sorted((place[s["method"]], name != s["method"], name) for name, s in found.items())
@@ -149,6 +214,13 @@ def write_result(summary: dict, rows: list[dict], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_json(folder / file_of(summary), summary)
+
+
+def delete(summaries: list[Path]) -> None:
+    """Delete results, each with its rows."""
+    for file in summaries:
+        file.unlink(missing_ok=True)
+        file.with_suffix(".csv").unlink(missing_ok=True)
 
 
 def _parse(stem: str) -> tuple[str, str, int]:

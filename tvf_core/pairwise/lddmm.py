@@ -15,6 +15,7 @@ from .. import fields, losses
 from ..checks import check_number, check_pair, one_of
 from ..integrate import STEPS, flow
 from ..registration import Registration
+from ..sources import LDDMM, LDDMM_WEIGHT
 
 # By dimension. alpha, gamma and beta are the paper's (section 3), and steps is its number N of velocity
 # fields. The paper optimises no single pair and prints no weight: the weight here is the number that
@@ -24,8 +25,8 @@ from ..registration import Registration
 # (notebooks/profiles).
 _COMMON = dict(steps=8, integrator="rk4", scales=(8, 4, 2), iterations=40)
 DEFAULTS = {
-    2: dict(alpha=0.01, gamma=0.01, beta=2, weight=2e3, **_COMMON),
-    3: dict(alpha=0.01, gamma=0.001, beta=2, weight=1e5, **_COMMON),
+    dim: {name: number.value for name, number in LDDMM[dim].items()} | {"weight": LDDMM_WEIGHT[dim]} | _COMMON
+    for dim in (2, 3)
 }
 
 

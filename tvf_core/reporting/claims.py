@@ -67,9 +67,12 @@ def number(
     column = content["metrics"][metric]
     measured, findings = column["measured"], []
     for data in content.get("here", []):
-        result = read_results(folder or results_folder(data), data).get(names.get(method, method))
-        if result and measured in result["summary"]:
-            ours, why = plus_minus(result["summary"][measured]), "other data than the paper's"
+        why, result = _incomplete(data, method, folder or results_folder(data), names)
+        if result and result["method"] != method:  # its number must not stand beside this method's
+            findings.append(Finding(data, regimes[data], "–", NOT_TESTABLE, why))
+        elif result and measured in result["summary"]:
+            ours = plus_minus(result["summary"][measured])
+            why = "other data than the paper's" + f"; {why}" * bool(why)
             findings.append(Finding(data, regimes[data], ours, NOT_TESTABLE, why, _files(result)))
     if "untestable" in content:
         return [*findings, Finding("", "paper data", "–", NOT_TESTABLE, content["untestable"])]
@@ -93,7 +96,7 @@ def number(
 
 
 def _incomplete(data: str, method: str, folder: Path, names: dict[str, str]) -> tuple[str, dict | None]:
-    """Why a method's result on a data set cannot test the paper, or nothing; and its summary, if any."""
+    """Why a method's result on a data set cannot test a claim, or nothing; and its summary, if any."""
     name = names.get(method, method)
     result, called = read_results(folder, data, split_of(data)).get(name), METHODS[method].title
     if result is None:
@@ -108,6 +111,8 @@ def _incomplete(data: str, method: str, folder: Path, names: dict[str, str]) -> 
     shape = result["card"]["settings"]["shape"]
     if table and result["n_pairs"] != table["pairs"]:
         return f"{called}: {result['n_pairs']} of the paper's {table['pairs']} pairs", result
+    if result["n_pairs"] < result["of_pairs"]:
+        return f"{called}: {result['n_pairs']} of {result['of_pairs']} pairs", result
     if table and shape != table["shape"]:
         sizes = (" x ".join(map(str, s)) for s in (shape, table["shape"]))
         return f"{called}: images of {' instead of '.join(sizes)}", result

@@ -65,8 +65,7 @@ class RunFolder:
             yield
 
     def put_aside(self) -> Path | None:
-        """Move the files of an earlier run into a new folder: the first free of ``<name>.1``, ``<name>.2``,
-        ...
+        """Move the files of an earlier run into the first free folder of ``<name>.1``, ``<name>.2``, ...
 
         Call it while the lock is held. The lock file stays, so that no other training can begin meanwhile.
 
@@ -82,10 +81,10 @@ class RunFolder:
         )
         place.mkdir()
         others = [file for file in self.path.iterdir() if file not in marks and file.name != lock.NAME]
-        for file in (
+        for file in [
             *others,
             *marks,
-        ):  # the marks of a run come last: if this is interrupted, it can be repeated
+        ]:  # the marks of a run come last, so that an interrupted move is repeated
             file.rename(place / file.name)
         return place
 

@@ -89,9 +89,7 @@ def train(
     trainer = _set_up(method, profile, out, resume, **options, watch=watch, progress=progress)
     run, steps = trainer.run, trainer.steps
     if resume == "auto" and (card := _finished(trainer)):
-        for record in card["history"] if watch and trainer.main else ():
-            watch(record)
-        return card
+        return _shown(card, trainer)
 
     def advice():
         return memory.advice(trainer.profile, trainer.share, trainer.recomputes)
@@ -99,6 +97,8 @@ def train(
     with run.locked(), Interrupts() as stop, memory.explained(advice):
         if resume == "new":
             trainer.put_aside()
+        elif card := _finished(trainer):  # another process may have finished it before the lock was free
+            return _shown(card, trainer)
         trainer.prepare()
         trainer.resume()
         with trainer.opened(stop) as bar:
@@ -172,6 +172,13 @@ def _finished(trainer: Trainer) -> dict | None:
     card = [trainer.run.finished() if trainer.main else None]
     broadcast_object_list(card)
     return card[0]
+
+
+def _shown(card: dict, trainer: Trainer) -> dict:
+    """The card of a run that is finished already; ``watch`` gets its records."""
+    for record in card["history"] if trainer.watch and trainer.main else ():
+        trainer.watch(record)
+    return card
 
 
 def _recipe(
