@@ -269,7 +269,7 @@ def _demo_brains(split: str, size: int | None, progress: bool) -> PairData:
 
 
 def _cached(name: str, modules: list, make) -> dict[str, np.ndarray]:
-    """Arrays from the cache, made once per state of the modules that make them (:func:`tvf_core.card.content`)."""
+    """Arrays from the cache, made once per state of the code of the modules that make them."""
     code = "\n".join(content(Path(m.__file__).read_text("utf-8"), m.__package__) for m in modules)
     path = cache() / f"{name}_{hashlib.sha256(code.encode()).hexdigest()[:12]}.npz"
     if not path.exists():
