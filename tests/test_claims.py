@@ -258,23 +258,21 @@ def test_verdicts_for_and_against_a_claim_are_mirror_images(leads, verdict, bett
         assert found.why == f"{ahead} has the better mean, but the test over persons does not exclude chance"
 
 
-def test_one_of_several_comparisons_refutes_a_claim_only_if_chance_is_excluded_for_all_of_them(
-    stored, tmp_path
-):
+def test_one_of_several_comparisons_refutes_a_claim(stored, tmp_path):
     stored("demo_faces", "tm-tvf", {"ssim": [50.0] * 6})
     for method in ("vm-2", "vm-diff", "cyclemorph"):
         stored("demo_faces", method, {"ssim": [40.0, 40.0, 41.0, 41.0, 40.0, 40.0]})
     check = {"metric": "ssim", "first": "tm-tvf", "better": "higher"}
     judge = lambda *than: claims.claim({"data": ["demo_faces"], "check": check | {"than": than}}, tmp_path)[0]  # noqa: E731
-    stored(
-        "demo_faces", "tm", {"ssim": [53.0, 53.0, 52.0, 52.0, 52.0, 52.0]}
-    )  # ahead, p = 0.020 over persons
-    p = stats.ttest_1samp([3, 2, 2], 0).pvalue
-    assert 0.05 / 4 < p < 0.05 / 2
-    assert judge("tm").verdict == judge("tm", "vm-2").verdict == "not reproduced"
-    found = judge("tm", "vm-2", "vm-diff", "cyclemorph")
+    others = ("vm-2", "vm-diff", "cyclemorph")
+    assert judge(*others).verdict == "reproduced"
+    stored("demo_faces", "tm", {"ssim": [53.0, 53.0, 52.0, 52.0, 52.0, 52.0]})  # ahead, p = 0.02 over persons
+    assert stats.ttest_1samp([3, 2, 2], 0).pvalue < 0.05
+    found = judge("tm", *others)
+    assert found.verdict == "not reproduced" and "better than 3 of 4; not better than TM:" in found.measured
+    stored("demo_faces", "tm", {"ssim": [59.0, 59.0, 52.0, 52.0, 51.0, 51.0]})  # ahead, p = 0.24 over persons
+    found = judge("tm", *others)
     assert found.verdict == "inconclusive" and "better than 3 of 4; undecided for TM:" in found.measured
-    assert "TM has the better mean" in found.why and f"counts 4 times, {4 * p:.2g}" in found.why
 
 
 def test_one_person_decides_nothing(stored, tmp_path):

@@ -1,5 +1,6 @@
 """Numbers in prose come from the stored files: the Sphinx roles, in a book of one page."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -81,3 +82,11 @@ def test_a_wrong_name_is_a_warning_on_its_page(build):
             for line in warnings.splitlines()
             if "one.md" in line and words in line and f"'{text}'" in line
         ], role
+
+
+def test_every_verdict_that_a_page_asks_for_is_in_the_ledger():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")]
+    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")]
+    asked = {found for text in texts for found in re.findall(r"\{verdict\}`([^`]+)`", text)}
+    known = {f"{entry['id']} {name}" for entry in tables.ledger()["claims"] for name in entry.get("data", ())}
+    assert len(asked) > 10 and asked <= known

@@ -20,11 +20,10 @@ def list_claims(results: Path | None = None, names: dict[str, str] | None = None
 
     A claim that one method is better than another is *reproduced* if the mean is on the claim's side and a
     t-test over persons gives a p below 0.05. It is *not reproduced* if the mean is on the other side with
-    such a p, which is multiplied by the number of comparisons in the claim. Otherwise it is *inconclusive*,
-    on whichever side the mean lies. A bound on a mean is judged by the same test. A bound on the largest
-    value holds or fails without one. What needs data that are not here is *not testable here*.
-    book/claims.yml has the rules in full, with examples; chapter 7 of the book shows them, and the paper's
-    numbers too.
+    such a p. Otherwise it is *inconclusive*, on whichever side the mean lies. A bound on a mean is judged by
+    the same test. A bound on the largest value holds or fails without one. What needs data that are not here
+    is *not testable here*. book/claims.yml has the rules in full, with examples; chapter 7 of the book shows
+    them, and the paper's numbers too.
 
     Args:
         results: folder of results; default book/results, for data that is not there runs/results.

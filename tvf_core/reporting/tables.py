@@ -110,7 +110,7 @@ def _row(table: str, method: str, paper: dict, result: dict | None, extra: list[
 def significance(
     first: str, others: list[str], data: str, metric: str, folder: Path, split: str = "test"
 ) -> str:
-    """Markdown table of :func:`compare` of one result with each of the others, all by their names."""
+    """Markdown table that compares one result with each of the others, all by their names."""
     titles = {name: title(result) for name, result in read_results(folder, data, split).items()}
     rows = []
     for other in others:

@@ -15,7 +15,7 @@ VERDICTS = ("reproduced", "not reproduced", "inconclusive", "not testable here")
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTABLE = VERDICTS
 
 
-def side(tests: dict, sign: int, limit: float, comparisons: int = 1) -> int:
+def side(tests: dict, sign: int, limit: float) -> int:
     """Which side of a claim the evidence is on: 1 for it, -1 against it, 0 for neither.
 
     Parameters
@@ -24,9 +24,6 @@ def side(tests: dict, sign: int, limit: float, comparisons: int = 1) -> int:
         ``subjects``, as ``compare`` gives them.
     sign : 1 where a positive difference speaks for the claim, else -1.
     limit : the p value over persons must be below it.
-    comparisons : number of comparisons of which a single one refutes the claim; the p value against it is
-        multiplied by this number (Bonferroni), as with more of them one of them is more often beyond the
-        limit by chance.
     """
     gains = {sign * tests[key] for key in ("difference", "subject_difference") if key in tests}
     p = tests["subject_t_test"]
@@ -34,7 +31,7 @@ def side(tests: dict, sign: int, limit: float, comparisons: int = 1) -> int:
         p = 0.0  # all persons have the same difference: nothing is left to chance
     if min(gains) > 0 and p < limit:
         return 1
-    return -1 if max(gains) <= 0 and p * comparisons < limit else 0
+    return -1 if max(gains) <= 0 and p < limit else 0
 
 
 def judge_order(
@@ -61,7 +58,7 @@ def judge_order(
     """
     if not all(t["subjects"] for t in tests.values()):
         return "–", NOT_TESTABLE, "the rows do not tell the persons; evaluate again"
-    sides = {m: side(t, sign, limit, len(tests)) for m, t in tests.items()}
+    sides = {m: side(t, sign, limit) for m, t in tests.items()}
     ahead = [m for m, t in tests.items() if sides[m] > 0 and not t["t_test"] >= p_below]
     behind = [m for m in tests if sides[m] < 0]
     undecided = [m for m in tests if m not in (*ahead, *behind)]
@@ -79,11 +76,11 @@ def judge_order(
         text = f"better than {len(ahead)} of {len(tests)}; {how} {titles[closest]}: {text}"
     if lost := max(t["left_out"] for t in tests.values()):
         return text, NOT_TESTABLE, f"{lost} pairs have no finite value, as where a warp loses a label"
-    why = _why_undecided(t, titles[first], titles[closest], sign, limit, p_below, len(tests))
+    why = _why_undecided(t, titles[first], titles[closest], sign, limit, p_below)
     return text, verdict, why if verdict == INCONCLUSIVE else ""
 
 
-def _why_undecided(t: dict, first: str, other: str, sign: int, limit: float, p_below: float, k: int) -> str:
+def _why_undecided(t: dict, first: str, other: str, sign: int, limit: float, p_below: float) -> str:
     """Why a comparison does not decide about a claim, in a sentence that names who is better."""
     if side(t, sign, limit) > 0:
         return f"{first} is better, also over persons, but p over pairs is not below the claim's {p_below:g}"
@@ -93,12 +90,6 @@ def _why_undecided(t: dict, first: str, other: str, sign: int, limit: float, p_b
     who = f"{first if gain > 0 else other} has the better mean, but "
     if t["subjects"] < 2:
         return who + "one person is too few for a test"
-    if side(t, sign, limit) < 0:
-        p = p_value(k * t["subject_t_test"])
-        return (
-            who
-            + f"as one of {k} comparisons its p over persons counts {k} times, {p}: chance is not excluded"
-        )
     return who + "the test over persons does not exclude chance"
 
 

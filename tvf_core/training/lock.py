@@ -61,7 +61,7 @@ def delete_leftovers(folder: Path, names: Iterable[str]) -> None:
     """Delete the temporary files that killed processes left beside the files ``names`` of a folder.
 
     Call it only while the folder's lock is held. Some file systems give one lock to several machines.
-    Therefore a temporary file (:func:`tvf_core.paths.write_then_rename`) is deleted only if the process that
+    Therefore a temporary file (``tvf_core.paths.write_then_rename``) is deleted only if the process that
     wrote it ran on this machine and has ended, or if the file is older than ``OLD``.
     """
     known = "|".join(map(re.escape, names))
