@@ -156,6 +156,7 @@ def test_wrong_settings_are_refused_in_one_line(wrong, words):
 
 @pytest.mark.parametrize("several", [(), (2, 3)])
 def test_a_file_of_older_code_is_measured_again_with_its_own_settings(several, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "rates", lambda device: {"bytes_per_second": 1e9, "flops_per_second": 1e9})
     file = tmp_path / "bench.json"
     first = bench.run(["lncc", "flow"], SMALL[3], 1, ("ours",), out=file, progress=False, time_steps=several)
     assert not bench.renew(file, progress=False) and json.loads(file.read_text()) == first
@@ -172,6 +173,7 @@ def test_a_file_of_older_code_is_measured_again_with_its_own_settings(several, t
 
 def test_all_benchmarks_of_older_code_are_renewed_and_the_others_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(commands.shipped, "RESULTS", tmp_path)
+    monkeypatch.setattr(measure, "rates", lambda device: {"bytes_per_second": 1e9, "flops_per_second": 1e9})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("fresh", "old", "gpu"):
         file = tmp_path / "bench" / f"{name}.json"

@@ -17,7 +17,7 @@ from tvf_core.networks import lapirn
 from tvf_core.pairwise import lddmm
 from tvf_core.paths import ROOT
 from tvf_core.reporting import tables
-from tvf_core.training import train, validation
+from tvf_core.training import profiles, train, validation
 from tvf_core.training.profiles import Profile
 from tvf_core.training.sampling import PairSampler
 
@@ -63,7 +63,7 @@ EVERY = [(method, dim) for dim in (2, 3) for method in available(dim) if method 
 def test_a_known_translation_comes_back_along_each_axis(method, dim):
     pairs = data.load(DATA[dim], "test")
     fixed = pairs.batch([pairs.spread(3)[1]])["fixed"]
-    model = evaluate.load_model(method, pairs)
+    model = evaluate.load_model(method, pairs, constants=profiles.read(DATA[dim]).to_register(method))
     for axis, t in enumerate((2.0, -2.0, 2.0)[:dim]):
         shift = torch.zeros(1, dim, *pairs.shape)
         shift[:, axis] = -t
@@ -110,7 +110,8 @@ def test_all_shipped_weights_had_one_budget(dim, pairs):
 def test_inverses_are_labelled_by_how_they_are_made(method, dim):
     pairs = data.load(DATA[dim], "test")
     item = pairs.batch([pairs.spread(3)[0]])
-    result = evaluate.load_model(method, pairs).register(item["moving"], item["fixed"])
+    constants = profiles.read(DATA[dim]).to_register(method)
+    result = evaluate.load_model(method, pairs, constants=constants).register(item["moving"], item["fixed"])
     iterated = torch.equal(result.inverse(), fields.invert(result.displacement))
     error = metrics.inverse_consistency_error(result.displacement, result.inverse()).mean()
     kind = METHODS[method].inverse.split(":")[0]

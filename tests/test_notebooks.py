@@ -135,7 +135,8 @@ def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_pa
         if "data" in o
     )
     printed = tables.ledger()["tables"][table]["values"]["tm-tvf"][metric]
-    assert f"| TM-TVF (2 pairs) | {tables.plus_minus(printed)} |" in shown
+    part = " (2 pairs)" * (written["tm-tvf"]["of_pairs"] > 2)  # the stand-in of OASIS has no others
+    assert f"| TM-TVF{part} | {tables.plus_minus(printed)} |" in shown
     last = claims.number(table, "tm-tvf", metric)[-1]
     assert last.data == name and last.measured == tables.plus_minus(written["tm-tvf"]["summary"][metric])
     assert last.verdict == claims.NOT_TESTABLE and "2 of the paper's" in last.why

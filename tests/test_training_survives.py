@@ -672,14 +672,13 @@ def test_a_finished_run_is_shown_to_who_watches(toy_data, tmp_path):
 
 
 def test_a_run_that_another_process_finishes_before_the_lock_is_free_is_not_trained_again(
-    tmp_path, monkeypatch
+    toy_data, tmp_path, monkeypatch
 ):
-    profile = Profile("demo_faces", "demo", 64, 2, steps=2, validations=1, validation_pairs=1)
+    profile = Profile("toy2d", "tiny", steps=2, validations=1, validation_pairs=1)
     first = train.train("vm-2", profile, out=tmp_path / "run", progress=False)
     finished, asked = RunFolder.finished, []
-    monkeypatch.setattr(
-        RunFolder, "finished", lambda self: asked.append(1) or (finished(self) if asked[1:] else None)
-    )
+    late = lambda self: asked.append(1) or (finished(self) if asked[1:] else None)  # noqa: E731
+    monkeypatch.setattr(RunFolder, "finished", late)
     monkeypatch.setattr(Trainer, "prepare", lambda self: pytest.fail("trained again"))
     seen = []
     again = train.train("vm-2", profile, out=tmp_path / "run", progress=False, watch=seen.append)
