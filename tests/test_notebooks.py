@@ -76,24 +76,10 @@ def test_the_papers_experiment_runs_from_the_originals_to_the_table(name, tmp_pa
         "validation_pairs": 2,
         "methods": "vm-2 tm-tvf-lddmm tm-tvf",
     }
-    notebook = {"rafd": "03_train_faces", "oasis": "04_train_brains"}[name]
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "notebooks" / f"{notebook}.ipynb"),
-        "out.ipynb",
-        "--no-progress-bar",
-        "-k",
-        "python3",
-        "-f",
-        str(ROOT / "notebooks" / "profiles" / f"paper_{name}.yaml"),
-        "-y",
-        yaml.safe_dump(cut),
-        "-p",
-        "data_root",
-        "data",
-    ]
+    notebook = ROOT / "notebooks" / {"rafd": "03_train_faces.ipynb", "oasis": "04_train_brains.ipynb"}[name]
+    command = [sys.executable, "-m", "papermill", str(notebook), "out.ipynb", "--no-progress-bar"]
+    command += ["-k", "python3", "-f", str(ROOT / "notebooks" / "profiles" / f"paper_{name}.yaml")]
+    command += ["-y", yaml.safe_dump(cut), "-p", "data_root", "data"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     settings = json.loads((tmp_path / "runs" / name / "tm-tvf-lddmm" / "weights.json").read_text())[
