@@ -31,9 +31,9 @@ def check_field(field: torch.Tensor, name: str = "displacement") -> int:
 
 
 def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None, values: bool = True) -> int:
-    """Check two images for registration (same shape, one channel, float, finite) and return their D.
+    """Check two images for registration (same shape, one channel, float, finite, in [0, 1]); return their D.
 
-    ``values=False`` skips the search for NaN and infinite values, for which the host must wait for a GPU.
+    ``values=False`` skips the look at the values, for which the host must wait for a GPU.
     """
     for name, image in (("moving", moving), ("fixed", fixed)):
         rank = spatial_rank(image, name)
@@ -50,6 +50,8 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None
             raise TypeError(f"{name}: expected a floating-point image in [0, 1], got {image.dtype}")
         if values and not torch.isfinite(image).all():
             raise ValueError(f"{name}: has NaN or infinite values; expected finite intensities in [0, 1]")
+        if values:
+            check_range(image, name)
     if moving.shape != fixed.shape:
         raise ValueError(
             f"moving {tuple(moving.shape)} and fixed {tuple(fixed.shape)} must have the same shape"

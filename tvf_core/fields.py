@@ -46,7 +46,8 @@ def sample(
 
     Returns
     -------
-    (B, C, *P), in the wider of the image's type and float32.
+    (B, C, *P), in the wider of the image's type and float32. It is NaN at a place that is not finite, and not
+    finite where a value is read that is not.
 
     Notes
     -----
@@ -61,7 +62,8 @@ def sample(
     # The centre is subtracted first: 2x/(s-1) - 1 would lose the last bits of large coordinates.
     half = [(s - 1) / 2 for s in image.shape[2:]]
     normalised = [(points[:, d].to(dtype) - h) / max(h, 0.5) for d, h in enumerate(half)]
-    grid = torch.stack(normalised[::-1], dim=-1)  # grid_sample expects the last axis first
+    places = torch.stack(normalised[::-1], dim=1)  # grid_sample expects the last axis first
+    grid = places.movedim(1, -1)  # a view: grid_sample reads it faster than a copy with the components last
     if grid.shape[0] != image.shape[0]:  # one image at many places, or many images at the same places
         batch = max(grid.shape[0], image.shape[0])
         if 1 not in (grid.shape[0], image.shape[0]):
@@ -69,7 +71,9 @@ def sample(
                 f"cannot sample a batch of {image.shape[0]} images with a batch of {grid.shape[0]} maps"
             )
         grid, image = grid.expand(batch, *grid.shape[1:]), image.expand(batch, *image.shape[1:])
-    return F.grid_sample(image.to(dtype), grid, mode=MODES[mode], padding_mode=padding, align_corners=True)
+    values = F.grid_sample(image.to(dtype), grid, mode=MODES[mode], padding_mode=padding, align_corners=True)
+    # grid_sample itself takes NaN and infinity for a place outside, whose value looks like any other.
+    return values.add_(places.detach().sum(1, keepdim=True).mul_(0))
 
 
 def warp(
@@ -179,13 +183,16 @@ def double(displacement: torch.Tensor, shape) -> torch.Tensor:
 def jacobian(displacement: torch.Tensor) -> torch.Tensor:
     """Jacobian matrix of ``Id + u``: ``(B, D, D, *S)``, entry [c, a] = d phi_c / d x_a.
 
-    Central differences inside, one-sided at the border.
+    Central differences inside, one-sided at the border. Along an axis of one voxel u cannot change: its
+    derivative is 0. Where u is not finite, and where it is so in the next voxel, the entries are NaN.
     """
     rank = check_field(displacement)
-    columns = torch.gradient(displacement, dim=tuple(range(2, 2 + rank)))
-    grad = torch.stack(columns, dim=2)
+    unknown = 0 * displacement  # NaN where u is not finite, whose own value no central difference looks at
+    u, shape = displacement + unknown, displacement.shape[2:]
+    slopes = iter(torch.gradient(u, dim=[2 + axis for axis, size in enumerate(shape) if size > 1]))
+    grad = torch.stack([next(slopes) if size > 1 else unknown for size in shape], dim=2)
     eye = torch.eye(rank, device=grad.device, dtype=grad.dtype)
-    return grad + eye.view(1, rank, rank, *[1] * rank)
+    return grad.add_(eye.view(1, rank, rank, *[1] * rank)).add_(unknown[:, :, None])
 
 
 def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:

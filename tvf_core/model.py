@@ -46,8 +46,25 @@ class Model:
 
         A network with a velocity gives the flow of it on the image grid; ``integrator`` (default the one of
         training) and ``substeps`` in each of the N intervals may be chosen anew without retraining.
+
+        Raises
+        ------
+        ValueError, TypeError : the images or the choices cannot be.
+        FloatingPointError : the displacement or the velocity has NaN or infinite values.
         """
         check_pair(moving, fixed, self.config.dim)
+        result = self._register(moving, fixed, integrator, substeps)
+        for name in ("displacement", "velocity"):
+            field = getattr(result, name)
+            if field is not None and not torch.isfinite(field).all():
+                raise FloatingPointError(
+                    f"{self.title}: the {name} has NaN or infinite values; such come from weights that are "
+                    "not finite, or from numbers too large for half precision"
+                )
+        return result
+
+    def _register(self, moving, fixed, integrator, substeps) -> Registration:
+        """:meth:`register` before its result is looked at."""
         entry = METHODS[self.config.method]
         if (integrator or substeps != 1) and not (entry.has_velocity and entry.build):
             raise ValueError(

@@ -1,7 +1,8 @@
 """How smooth and how invertible a map is: SDlogJ, folded voxels, non-diffeomorphic volume.
 
 Where the field uses one name for several things, all of them are here: two measures called SDlogJ (``kind``)
-and three ways to count folded voxels (``convention``), which differ at the border of the image.
+and three ways to count folded voxels (``convention``), which differ at the border of the image. Each measures
+one map, and gives NaN for one that is not finite everywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..checks import check_field, one_of
+from ..checks import check_field, check_one_pair, one_of
 from ..fields import determinant, jacobian_determinant
 
 SDLOGJ_KINDS = ("official", "textbook")
@@ -30,20 +31,20 @@ def sdlogj(displacement: torch.Tensor, kind: str = "official") -> float:
     kind : both kinds drop a margin of two voxels on each side. ``official`` is Learn2Reg's number, the one in
         the paper's Table 2: the standard deviation of log(det J + 3), where det J + 3 is clipped to
         [1e-9, 1e9]; it is about a quarter of the spread of det J. ``textbook`` is the standard deviation of
-        log det J over the voxels that do not fold (det J > 0).
+        log det J over the voxels that do not fold (det J > 0); NaN where every voxel folds.
 
     Raises
     ------
-    ValueError : an unknown kind, or an image of which the margin leaves nothing.
+    ValueError : an unknown kind, a batch of several maps, or an image of which the margin leaves nothing.
 
     Notes
     -----
     Hering et al., Learn2Reg, IEEE TMI 2022, and the challenge's evaluation program.
     """
     one_of(kind, SDLOGJ_KINDS, "SDlogJ kind")
-    det = _inner_determinant(displacement)
-    det = (det + 3).clamp(1e-9, 1e9) if kind == "official" else det[det > 0]
-    return float(det.log().std(correction=0))
+    det = _inner_determinant(_one_map(displacement, "sdlogj"))
+    det = (det + 3).clamp(1e-9, 1e9) if kind == "official" else det[~(det <= 0)]  # NaN is no fold, and stays
+    return float(det.log().std(correction=0)) if det.numel() else math.nan
 
 
 def folding_percent(displacement: torch.Tensor, convention: str = "one-sided") -> float:
@@ -68,17 +69,19 @@ def folding_percent(displacement: torch.Tensor, convention: str = "one-sided") -
 
     Raises
     ------
-    ValueError : an unknown convention, or an image of which the margin of ``inner`` leaves nothing.
+    ValueError : an unknown convention, a batch of several maps, or an image of which the margin of ``inner``
+        leaves nothing.
     """
-    dim = check_field(displacement)
+    u = _one_map(displacement, "folding_percent")
+    dim = u.shape[1]
     if one_of(convention, CONVENTIONS, "folding convention") == "inner":
-        det = _inner_determinant(displacement)
+        det = _inner_determinant(u)
     elif convention == "replicated":
-        det = jacobian_determinant(F.pad(displacement.double(), (1, 1) * dim, mode="replicate"))
+        det = jacobian_determinant(F.pad(u, (1, 1) * dim, mode="replicate"))
         det = det[(slice(None), *[slice(1, -1)] * dim)]
     else:
-        det = jacobian_determinant(displacement.double())
-    return float((det <= 0).double().mean() * 100)
+        det = jacobian_determinant(u)
+    return float(((det <= 0) + 0 * det).mean() * 100)  # 0 * det is NaN where det is not finite
 
 
 def ndv_percent(displacement: torch.Tensor) -> float:
@@ -100,8 +103,9 @@ def ndv_percent(displacement: torch.Tensor) -> float:
     Liu et al., On Finite Difference Jacobian Computation in Deformable Image Registration, IJCV 2024. The
     paper does not report it.
     """
-    dim = check_field(displacement)
-    u = F.pad(displacement.double(), (1, 1) * dim, mode="replicate")
+    u = _one_map(displacement, "ndv_percent")
+    dim = u.shape[1]
+    u = F.pad(u, (1, 1) * dim, mode="replicate")
     centre = u[(..., *[slice(1, -1)] * dim)]
 
     def edge(*steps):
@@ -120,13 +124,19 @@ def ndv_percent(displacement: torch.Tensor) -> float:
     return float(weight * volume / centre[0, 0].numel() * 100)
 
 
-def _inner_determinant(displacement: torch.Tensor) -> torch.Tensor:
+def _one_map(displacement: torch.Tensor, name: str) -> torch.Tensor:
+    """The displacement ``(1, D, *S)`` of one map in float64; NaN everywhere if it is not finite somewhere."""
+    check_field(displacement)
+    check_one_pair(displacement, name)
+    u = displacement.double()
+    return u if u.isfinite().all() else torch.full_like(u, torch.nan)
+
+
+def _inner_determinant(u: torch.Tensor) -> torch.Tensor:
     """Determinant of the voxels that Learn2Reg looks at, ``(B, *(S - 4))``; ValueError if none is left."""
-    dim = check_field(displacement)
-    shape = tuple(displacement.shape[2:])
+    shape = tuple(u.shape[2:])
     if min(shape) <= 2 * MARGIN:
         raise ValueError(
             f"Learn2Reg's margin of {MARGIN} voxels on each side leaves nothing of a grid of {shape}"
         )
-    det = jacobian_determinant(displacement.double())
-    return det[(slice(None), *[slice(MARGIN, -MARGIN)] * dim)]
+    return jacobian_determinant(u)[(slice(None), *[slice(MARGIN, -MARGIN)] * len(shape))]

@@ -16,6 +16,8 @@ def inverse_consistency_error(forward: torch.Tensor, inverse: torch.Tensor) -> t
 
     Returns
     -------
-    (B, *S) distances in voxels, 0 where the two maps undo each other.
+    (B, *S) distances in voxels, 0 where the two maps undo each other; NaN where the point, or what is read of
+    the inverse there, is not finite.
     """
-    return compose(inverse, forward).norm(dim=1)
+    distance = compose(inverse, forward).norm(dim=1)
+    return distance + 0 * distance  # an infinite one becomes NaN

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -38,7 +40,12 @@ def validate(
             name: value.to(accelerator.device)
             for name, value in data.batch(chosen[first : first + at_once]).items()
         }
-        scores += _scores(pair, model.register(pair["moving"], pair["fixed"]).displacement, data)
+        try:
+            displacement = model.register(pair["moving"], pair["fixed"]).displacement
+        except FloatingPointError:  # as half precision may give: no score, but no reason to end the training
+            scores += [math.nan] * len(pair["moving"])
+        else:
+            scores += _scores(pair, displacement, data)
     total, count = accelerator.reduce(
         torch.tensor([sum(scores), len(scores)], device=accelerator.device, dtype=torch.float32), "sum"
     ).tolist()
