@@ -13,8 +13,8 @@ from scipy import stats
 from tvf_core import commands
 from tvf_core.data import DATASETS
 from tvf_core.evaluation.compare import agreement, per_person
-from tvf_core.evaluation.evaluate import METRICS
 from tvf_core.evaluation.results import file_of, read_results
+from tvf_core.evaluation.scores import METRICS
 from tvf_core.methods import METHODS
 from tvf_core.paths import RESULTS, ROOT
 from tvf_core.reporting import claims, tables, verdicts

@@ -16,6 +16,7 @@ from tvf_core import checkpoints, data, fields, metrics
 from tvf_core.evaluation import evaluate
 from tvf_core.evaluation.kept_rows import kept_rows
 from tvf_core.evaluation.results import TEXTS, read_results, read_rows
+from tvf_core.evaluation.scores import METRICS
 from tvf_core.losses.objectives import standard_terms
 from tvf_core.methods import METHODS, NetworkConfig
 from tvf_core.metrics.feature_similarity import fsim
@@ -233,7 +234,7 @@ def test_evaluation_writes_a_row_per_pair_and_their_mean(evaluated, tmp_path):
     assert (
         set(summary["summary"])
         == set(rows[0]) - set(TEXTS)
-        >= {*evaluate.METRICS, *(f"{m}/{k}" for m in ("dice", "hd95") for k in ("outer", "inner"))}
+        >= {*METRICS, *(f"{m}/{k}" for m in ("dice", "hd95") for k in ("outer", "inner"))}
     )
     for metric, entry in summary["summary"].items():
         values = [float(row[metric]) for row in rows]

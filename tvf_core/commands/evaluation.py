@@ -10,7 +10,8 @@ from tyro.conf import Positional
 
 from ..data import load
 from ..evaluation import evaluate as evaluation
-from ..evaluation.results import read_result, title
+from ..evaluation.results import read_result, title, unscored
+from ..evaluation.scores import METRICS
 from ..training import profiles
 from .app import app
 
@@ -93,7 +94,7 @@ def compare(
     print(
         f"difference {found['difference']:+.4f} +- {found['std']:.4f} over pairs; "
         f"above 0 on {100 * found['higher']:.0f} % of them"
-        + f"; {found['left_out']} pairs without a finite value left out"
+        + f"; {found['left_out']} of {found['n'] + found['left_out']} pairs without a finite value left out"
         * bool(found["left_out"])
     )
     print(
@@ -133,10 +134,16 @@ def export_l2r(
 
 
 def print_summary(summary: dict) -> None:
+    """Print what a result is of, the mean of each metric, and which pairs the means leave out."""
     values = [
-        f"{m} {summary['summary'][m]['mean']:.4f}" for m in evaluation.METRICS if m in summary["summary"]
+        f"{m} {summary['summary'][m]['mean']:.4f}{unscored(summary, m)}"
+        for m in METRICS
+        if m in summary["summary"]
     ]
     n, total = summary["n_pairs"], summary["of_pairs"]
     pairs = f"{n} of {total} pairs, evenly spread" if n < total else f"{n} pair{'s' * (n > 1)}"
     called = f", {summary['name']}" * (summary["name"] != summary["method"])
     print(f"{summary['dataset']} {summary['title']}{called} ({pairs}): " + ", ".join(values))
+    if lost := dict.fromkeys(pair for names in summary.get("not_scored", {}).values() for pair in names):
+        more = f" and {len(lost) - 4} more" * (len(lost) > 4)
+        print(f"not scored by every metric, and left out of its mean: {', '.join([*lost][:4])}{more}")

@@ -132,13 +132,8 @@ def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: 
     rows = {name: read_rows(name, data, folder, split) for name in (a, b)}
     _same_data(a, b, data, folder, split)
     columns = [c for c in rows[a] if c in rows[b] and c not in (*TEXTS, "seconds")]
-    metric = (
-        one_of(metric, columns, f"metric of these rows of {data}")
-        if metric
-        else "dice"
-        if "dice" in columns
-        else "ssim"
-    )
+    metric = metric or ("dice" if "dice" in columns else "ssim")
+    metric = one_of(metric, columns, f"metric of these rows of {data}")
     metric_b = one_of(metric_b, columns, f"metric of these rows of {data}") if metric_b else metric
     scores = [dict(zip(rows[m]["pair"], rows[m][column])) for m, column in ((a, metric), (b, metric_b))]
     common = [p for p in scores[0] if p in scores[1]]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import checkpoints, fields, metrics
+from .. import checkpoints
 from ..card import code_hash, peak_mb, reset_peak, run_card
 from ..checks import one_of
 from ..data import DATASETS, PairData, load
@@ -32,23 +33,10 @@ from .results import (
     read_summary,
     write_result,
 )
+from .scores import columns, mean_of_known, score, too_small
 
 CODE = code_hash(f"import {__name__}")
 
-# What is measured on every pair, where it is defined: dice and hd95 need labels, fsim is for 2D.
-METRICS = {
-    "dice": "Dice as Learn2Reg, mean over labels",
-    "hd95": "95th percentile of the surface distance as Learn2Reg, voxels, mean over labels",
-    "ssim": "SSIM (Wang 2004)",
-    "fsim": "FSIM (Zhang 2011)",
-    "sdlogj": "SDlogJ as Learn2Reg: standard deviation of log(det J + 3)",
-    "sdlogj_textbook": "standard deviation of log det J, folded voxels left out",
-    "folding_percent": "voxels with det J <= 0, per cent of all; at the border by one-sided differences",
-    "folding_inner_percent": "the same of the voxels inside Learn2Reg's margin of two voxels on each side",
-    "ndv_percent": "non-diffeomorphic volume (2D: area; Liu 2024), per cent",
-    "inverse_error": "mean |phi^-1(phi(x)) - x|, voxels; its 99.9th percentile is inverse_error_p999",
-    "negation_error": "the same where Id - u is taken for phi^-1, as the paper does for displacements",
-}
 # Values of a row that differ from run to run: they stand in the summary only.
 APART = ("seconds", "measuring", "peak_mb")
 PER_PAIR = 14  # pairs that are enough for a method that takes seconds for each
@@ -60,42 +48,6 @@ def enough(method: str, limit: int = 0) -> int:
     A method that optimises every pair anew is scored on at most ``PER_PAIR``.
     """
     return min(limit or PER_PAIR, PER_PAIR) if METHODS[method].per_pair else limit
-
-
-def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) -> dict[str, float]:
-    """Register pair ``k`` and compute metrics (names of ``METRICS``); ``dice``, ``hd95`` also per label."""
-    pair = {name: value[None].to(device) for name, value in data[k].items()}
-    start = time.perf_counter()
-    result = model.register(pair["moving"], pair["fixed"])
-    u = result.displacement.cpu()  # waits for a GPU to finish
-    row = {"seconds": time.perf_counter() - start}
-    if data.classes:
-        labels = [pair[f"{role}_labels"].cpu() for role in ("moving", "fixed")]
-        maps = fields.warp_labels(labels[0], u), labels[1], labels[0]
-        for name in [name for name in ("dice", "hd95") if name in wanted]:
-            per_label = getattr(metrics, name)(*maps, list(data.label_names))
-            row[name] = float(np.nanmean(per_label))
-            row |= {
-                f"{name}/{label}": float(value) for label, value in zip(data.label_names.values(), per_label)
-            }
-    alike = {"ssim": metrics.ssim} | ({"fsim": metrics.fsim} if data.dim == 2 else {})
-    if chosen := alike.keys() & set(wanted):
-        images = fields.warp(pair["moving"].cpu(), u), pair["fixed"].cpu()  # one warp for all methods
-        row |= {name: alike[name](*images) for name in alike if name in chosen}
-    of_the_map = {
-        "sdlogj": metrics.sdlogj,
-        "sdlogj_textbook": partial(metrics.sdlogj, kind="textbook"),
-        "folding_percent": metrics.folding_percent,
-        "folding_inner_percent": partial(metrics.folding_percent, convention="inner"),
-        "ndv_percent": metrics.ndv_percent,
-    }
-    row |= {name: measure(u) for name, measure in of_the_map.items() if name in wanted}
-    if "inverse_error" in wanted:
-        error = metrics.inverse_consistency_error(u, result.inverse().cpu()).numpy()
-        row |= {"inverse_error": float(error.mean()), "inverse_error_p999": float(np.quantile(error, 0.999))}
-    if "negation_error" in wanted:
-        row["negation_error"] = float(metrics.inverse_consistency_error(u, -u).mean())
-    return row
 
 
 def load_model(
@@ -164,9 +116,12 @@ def evaluate(
     Returns
     -------
     The summary: ``name``, ``method``, ``split``, the number of pairs ``n_pairs`` and of how many
-    (``of_pairs``), mean and standard deviation over pairs (ddof 0) of every metric (``METRICS``), the numbers
-    of the labels, a hash of the list of pairs, the median time per pair of registering and of measuring, the
-    run card, and of shipped weights what their own card says of the training.
+    (``of_pairs``), mean and standard deviation over pairs (ddof 0) of every metric
+    (:data:`tvf_core.evaluation.scores.METRICS`), the numbers of the labels, a hash of the list of pairs, the
+    median time per pair of registering and of measuring, the run card, and of shipped weights what their own
+    card says of the training. Where there are any: ``left_out``, the metrics that the images are too small
+    for, with the reasons; and ``not_scored``, for a metric the names of the pairs that have no value of it,
+    such as those for which the method gave no finite map. Means and deviations are those of the other pairs.
 
     Raises
     ------
@@ -182,6 +137,8 @@ def evaluate(
     check_owner(name, method, folder)
     if str(data) not in DATASETS:
         check_data(folder, pairs.name, pairs.fingerprint())
+    if small := too_small(pairs.shape):
+        tqdm.write(f"{pairs.name}: not measured: {_by_reason(small)}", file=sys.stderr)
     model = load_model(method, pairs, weights, constants)
     weights = Path(weights) if weights else checkpoints.shipped(method, pairs.name)
     chosen = pairs.spread(limit)
@@ -196,10 +153,16 @@ def evaluate(
     names = [pairs.pair_name(k) for k in chosen]
     with kept_rows(kept, {"settings": settings, "code": CODE}, names) as (rows, keep):
         _measure(model, pairs, chosen, rows, keep, device, progress)
-        summary = _summary(rows, about, settings, device)
+        summary = _summary(rows, about, too_small(pairs.shape), settings, device)
         write_result(summary, [{key: row[key] for key in row if key not in APART} for row in rows], folder)
     delete([other for other in others if other != file])
     return summary
+
+
+def _by_reason(left_out: dict[str, str]) -> str:
+    """Metrics with the reasons why they are left out, those with the same reason together."""
+    reasons = dict.fromkeys(left_out.values())
+    return "; ".join(f"{', '.join(m for m, r in left_out.items() if r == why)} ({why})" for why in reasons)
 
 
 def _about(name: str, model: Model, pairs: PairData, chosen: list[int]) -> dict:
@@ -262,27 +225,41 @@ def _measure(
         for k in chosen[len(rows) :]:
             start = time.perf_counter()
             # Nine digits: sums over a volume differ in the last ones from run to run, as their order does.
-            scores = {m: float(f"{v:.9g}") for m, v in score(model, pairs, k, device).items()}
+            try:
+                scores = {m: float(f"{v:.9g}") for m, v in score(model, pairs, k, device).items()}
+            except FloatingPointError as error:  # the other pairs can still be scored
+                tqdm.write(f"{pairs.pair_name(k)} is not scored: {error}", file=sys.stderr)
+                scores = {"seconds": time.perf_counter() - start} | dict.fromkeys(columns(pairs), math.nan)
             measuring = time.perf_counter() - start - scores["seconds"]
             row = {"pair": pairs.pair_name(k), "person": pairs.person(k), **scores}
             keep(row | {"measuring": measuring, "peak_mb": peak_mb(device)})
             bar.update()
 
 
-def _summary(rows: list[dict], about: dict, settings: dict, device: str) -> dict:
+def _summary(rows: list[dict], about: dict, left_out: dict, settings: dict, device: str) -> dict:
     """Means and deviations of the rows, with what the result is of and its run card."""
     apart = {key: [row[key] for row in rows] for key in APART}
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in (*TEXTS, *APART)}
+    names = [key for key in rows[0] if key not in (*TEXTS, *APART)]
+    # A label that is missing in an image has no value by right; a metric of the whole pair should have one.
+    unknown = {m: [row["pair"] for row in rows if math.isnan(row[m])] for m in names if "/" not in m}
+    not_scored = {m: pairs for m, pairs in unknown.items() if pairs}
     return {
         **about,
-        "summary": {
-            m: {"mean": float(np.nanmean(v)), "std": float(np.nanstd(v))} for m, v in columns.items()
-        },
+        **({"left_out": left_out} if left_out else {}),
+        **({"not_scored": not_scored} if not_scored else {}),
+        "summary": {m: _over_pairs([row[m] for row in rows]) for m in names},
         "seconds_per_pair": round(float(np.median(apart["seconds"])), 4),
         "measuring_seconds_per_pair": round(float(np.median(apart["measuring"])), 4),
         "card": run_card(settings, sum(apart["seconds"] + apart["measuring"]), device, CODE)
         | {"peak_mb": round(max(apart["peak_mb"]))},
     }
+
+
+def _over_pairs(values: list[float]) -> dict[str, float]:
+    """Mean and standard deviation of the values that are known; both are NaN where none is."""
+    with np.errstate(invalid="ignore"):  # the deviation of an infinite HD95 is NaN
+        std = float(np.nanstd(values)) if not np.isnan(values).all() else math.nan
+    return {"mean": mean_of_known(values), "std": std}
 
 
 def _training(weights: Path, entry) -> dict:

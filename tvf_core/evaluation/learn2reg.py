@@ -29,6 +29,7 @@ from ..data import load
 from ..methods import METHODS
 from ..paths import sha256, write_json, write_then_rename
 from .evaluate import check_choices, load_model
+from .scores import mean_of_known
 
 TASK = "task_03"
 CODE = code_hash(f"import {__name__}")
@@ -167,8 +168,8 @@ def scores(folder: Path, data: str, split: str = "val", progress: bool = True) -
         maps = fields.warp_labels(pair["moving_labels"], u), pair["fixed_labels"], pair["moving_labels"]
         rows.append(
             {
-                "dice": np.nanmean(metrics.dice(*maps, labels)),
-                "hd95": np.nanmean(metrics.hd95(*maps, labels)),
+                "dice": mean_of_known(metrics.dice(*maps, labels)),
+                "hd95": mean_of_known(metrics.hd95(*maps, labels)),
                 "sdlogj": metrics.sdlogj(u),
             }
         )

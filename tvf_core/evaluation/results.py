@@ -132,6 +132,12 @@ def title(summary: dict) -> str:
     return known if summary["name"] == summary["method"] else f"{known} ({summary['name']})"
 
 
+def unscored(summary: dict, metric: str) -> str:
+    """`` (2 of 12 pairs not scored)`` behind a mean that leaves pairs out, else nothing."""
+    pairs = summary.get("not_scored", {}).get(metric, ())
+    return f" ({len(pairs)} of {summary['n_pairs']} pairs not scored)" if pairs else ""
+
+
 def find(name: str, data: str, folder: Path | None = None, split: str = "test", kind: str = "json") -> Path:
     """The file of a result, default in ``runs/results``.
 

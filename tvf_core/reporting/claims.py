@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation.compare import against, compare
-from ..evaluation.results import file_of, read_results, title
+from ..evaluation.results import file_of, read_results, title, unscored
 from ..methods import METHODS
 from ..paths import RESULTS
-from .tables import anchor, ledger, markdown, plus_minus, results_folder
+from .tables import anchor, ledger, markdown, over_pairs, plus_minus, results_folder
 from .verdicts import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, judge_bound, judge_order
 
 NO_NAMES: dict[str, str] = {}
@@ -71,7 +71,7 @@ def number(
         if result and result["method"] != method:  # its number must not stand beside this method's
             findings.append(Finding(data, regimes[data], "–", NOT_TESTABLE, why))
         elif result and measured in result["summary"]:
-            ours = plus_minus(result["summary"][measured])
+            ours = over_pairs(result, measured)
             why = "other data than the paper's" + f"; {why}" * bool(why)
             findings.append(Finding(data, regimes[data], ours, NOT_TESTABLE, why, _files(result)))
     if "untestable" in content:
@@ -85,6 +85,8 @@ def number(
         return [*findings, Finding(data, "paper data", "–", NOT_TESTABLE, why)]
     ours, printed = result["summary"][measured], content["values"][method][metric]
     why = why or column.get("untestable", "")
+    if not why and (lost := unscored(result, measured)):
+        why = lost.strip(" ()")
     if not why and not math.isfinite(ours["mean"]):
         why = "not finite: a warp lost a label"
     if why:
@@ -92,7 +94,10 @@ def number(
     else:
         verdict = REPRODUCED if abs(ours["mean"] - printed["mean"]) <= column["tolerance"] else NOT_REPRODUCED
     why = why or column.get("remark", "")
-    return [*findings, Finding(data, "paper data", plus_minus(ours), verdict, why, _files(result))]
+    return [
+        *findings,
+        Finding(data, "paper data", over_pairs(result, measured), verdict, why, _files(result)),
+    ]
 
 
 def _incomplete(data: str, method: str, folder: Path, names: dict[str, str]) -> tuple[str, dict | None]:

@@ -179,10 +179,16 @@ class LiveCurve:
 
 
 def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
-    """Draw one box per result, from top to bottom, in the methods' colours, and the pairs as points."""
-    rng = np.random.default_rng(0)
+    """Draw one box per result, from top to bottom, in the methods' colours, and the pairs as points.
+
+    Pairs without a finite value cannot be drawn: the name of the result says how many there are.
+    """
+    rng, names = np.random.default_rng(0), []
     for position, (method, numbers) in enumerate(values.items()):
-        color, numbers = color_of(method), np.asarray(numbers)[np.isfinite(numbers)]
+        color, lost = color_of(method), int((~np.isfinite(numbers)).sum())
+        names.append(METHODS[method].title if method in METHODS else method)
+        names[-1] += f"\n({lost} of {len(numbers)} pairs not finite)" * bool(lost)
+        numbers = np.asarray(numbers)[np.isfinite(numbers)]
         ax.boxplot(
             [numbers],
             positions=[position],
@@ -195,7 +201,7 @@ def box_plot(ax, values: dict[str, np.ndarray], xlabel: str) -> None:
             capprops={"color": color},
         )
         ax.plot(numbers, position + rng.uniform(-0.18, 0.18, len(numbers)), ".", ms=2, alpha=0.4, color=color)
-    ax.set_yticks(range(len(values)), [METHODS[m].title if m in METHODS else m for m in values])
+    ax.set_yticks(range(len(values)), names)
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from ..evaluation.compare import compare
-from ..evaluation.results import file_of, read_results, title
+from ..evaluation.results import file_of, read_results, title, unscored
 from ..methods import METHODS, NetworkConfig
 from ..model import Model
 from ..paths import RESULTS, ROOT, runs, write_then_rename
@@ -103,8 +103,14 @@ def _row(table: str, method: str, paper: dict, result: dict | None, extra: list[
         name,
         *(plus_minus(paper.get(key)) for key in columns),
         *[labels] * (table == "table2"),
-        *(plus_minus(result["summary"].get(metric) if result else None) for metric in measured),
+        *(over_pairs(result, metric) for metric in measured),
     ]
+
+
+def over_pairs(result: dict | None, metric: str) -> str:
+    """Mean and deviation of a result's metric, and how many pairs they leave out; a dash for nothing."""
+    value = result["summary"].get(metric) if result else None
+    return plus_minus(value) + (unscored(result, metric) if value else "")
 
 
 def significance(
