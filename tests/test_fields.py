@@ -1,6 +1,7 @@
 """Fields: sampling, composition, resizing, Jacobians and inverses against closed forms and SciPy."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -240,3 +241,115 @@ def test_a_2d_problem_equals_the_same_problem_extruded_to_3d(smooth_field, smoot
     composed = fields.compose(u3, w3)[:, :, middle]
     torch.testing.assert_close(composed[:, 1:], fields.compose(u, w), atol=1e-5, rtol=0)
     torch.testing.assert_close(fields.jacobian_determinant(u3)[:, middle], fields.jacobian_determinant(u))
+
+
+FLAWS = [math.nan, math.inf, -math.inf]
+each_flaw = pytest.mark.parametrize("flaw", FLAWS, ids=str)
+each_flawed = pytest.mark.parametrize("shape", [(5, 4), (1, 6), (4, 3, 5), (3, 1, 4)], ids=str)
+
+
+def places(shape):
+    """First voxel, last voxel and one between them."""
+    return [tuple(int(share * (s - 1)) for s in shape) for share in (0, 0.5, 1)]
+
+
+def spoilt(field, where, component, flaw):
+    """A copy with one value that is not finite."""
+    field = field.clone()
+    field[(0, component, *where)] = flaw
+    return field
+
+
+@each_flaw
+@each_flawed
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_place_that_is_not_finite_gives_nan_and_all_others_what_they_gave(dtype, shape, flaw):
+    dim, image = len(shape), noise(shape, 2, dtype=dtype)
+    u = (4 * noise(shape, dim, seed=1) - 2).to(dtype)
+    for padding, mode in itertools.product(("zeros", "border"), fields.MODES):
+        whole = fields.warp(image, u, mode, padding)
+        assert whole.isfinite().all()
+        for where, component in itertools.product(places(shape), range(dim)):
+            expected = whole.clone()
+            expected[(..., *where)] = math.nan
+            ours = fields.warp(image, spoilt(u, where, component, flaw), mode, padding)
+            torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@each_flaw
+@each_flawed
+def test_compositions_points_and_inverses_of_a_map_that_is_not_finite_are_not_finite(shape, flaw):
+    dim = len(shape)
+    u, v = (noise(shape, dim, seed=seed) - 0.5 for seed in (1, 2))
+    for where, component in itertools.product(places(shape), range(dim)):
+        bad, here = spoilt(u, where, component, flaw), (0, slice(None), *where)
+        expected = fields.compose(v, u)
+        expected[here] = math.nan
+        torch.testing.assert_close(fields.compose(v, bad), expected, rtol=0, atol=0, equal_nan=True)
+        still = torch.zeros_like(u)
+        assert not fields.compose(bad, still)[0, component][where].isfinite()
+        assert not fields.invert(bad)[0, component][where].isfinite()
+        point = torch.tensor([where], dtype=torch.float32)[None]
+        assert not fields.transform_points(point, bad)[0, 0, component].isfinite()
+        points = torch.stack([point[0, 0], spoilt(point[0], (), component, flaw)[0]])[None]
+        moved = fields.transform_points(points, u)
+        assert moved[0, 0].isfinite().all() and moved[0, 1].isnan().all()
+
+
+@each_flaw
+@each_flawed
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_a_value_that_is_not_finite_is_not_averaged_away(padding, shape, flaw):
+    image, u = noise(shape), 2 * noise(shape, len(shape), seed=1) - 1
+    x = fields.identity_grid(shape) + u
+    for where in places(shape):
+        centre = torch.tensor(where, dtype=torch.float32).view(1, -1, *[1] * len(shape))
+        read = ((x - centre).abs() < 1).all(1, keepdim=True)  # it has a weight in these voxels
+        assert read.any()
+        warped = fields.warp(spoilt(image, where, 0, flaw), u, padding=padding)
+        assert not warped[read].isfinite().any()
+
+
+def test_sampling_makes_no_host_wait():
+    """A meta tensor has no values that the host could ask for."""
+    with torch.device("meta"):
+        for shape in ((6, 5), (4, 5, 6)):
+            u = torch.rand(2, len(shape), *shape)
+            assert fields.warp(torch.rand(2, 3, *shape), u).shape == (2, 3, *shape)
+            assert fields.compose(u, u).shape == fields.invert(u).shape == u.shape
+
+
+def literal_jacobian(u):
+    """Voxel by voxel: (B, D, D, *S), NaN where a voxel or what it is compared with is not finite."""
+    u = u.masked_fill(~u.isfinite(), math.nan)
+    dim, shape = u.shape[1], u.shape[2:]
+    out = torch.zeros(len(u), dim, *u.shape[1:], dtype=u.dtype)
+    for x, a in itertools.product(np.ndindex(*shape), range(dim)):
+        before, after = list(x), list(x)
+        before[a], after[a] = max(x[a] - 1, 0), min(x[a] + 1, shape[a] - 1)
+        here = (slice(None), slice(None))
+        slope = (u[(*here, *after)] - u[(*here, *before)]) / max(after[a] - before[a], 1)
+        out[(*here, a, *x)] = slope + 0 * u[(*here, *x)]
+        out[(slice(None), a, a, *x)] += 1
+    return out
+
+
+@pytest.mark.parametrize(
+    "shape", [*itertools.product(range(1, 6), repeat=2), *itertools.product((1, 2, 4), repeat=3)], ids=str
+)
+def test_jacobian_equals_differences_voxel_by_voxel_at_every_size(shape):
+    u = 4 * noise(shape, len(shape), 2, dtype=torch.float64)
+    torch.testing.assert_close(fields.jacobian(u), literal_jacobian(u))
+    expected = torch.linalg.det(literal_jacobian(u).movedim((1, 2), (-2, -1)))
+    torch.testing.assert_close(fields.jacobian_determinant(u), expected)
+    for flaw in FLAWS:
+        bad = spoilt(u, tuple(s // 2 for s in shape), 1, flaw)
+        torch.testing.assert_close(fields.jacobian(bad), literal_jacobian(bad), equal_nan=True)
+        det = fields.jacobian_determinant(bad)
+        assert torch.equal(det.isnan(), literal_jacobian(bad).isnan().any(1).any(1))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 3), (2, 1, 3), (1, 1, 1)], ids=str)
+def test_gradients_of_the_jacobian_are_right(shape):
+    u = noise(shape, len(shape), 2, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(fields.jacobian, (u,))

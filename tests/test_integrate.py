@@ -401,3 +401,32 @@ def test_squaring_as_an_integrator_is_the_flow_of_a_velocity_that_stays(shape, s
     torch.testing.assert_close(path[:, 1], integrate.flow(velocity / 2, "squaring", shape=shape))
     constant = torch.full_like(velocity, 0.5)
     torch.testing.assert_close(integrate.flow(constant, "squaring"), constant[:, 0])
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (4, 3, 5)], ids=str)
+@pytest.mark.parametrize("method", integrate.INTEGRATORS)
+@pytest.mark.parametrize("flaw", [float("nan"), float("inf")], ids=str)
+def test_the_flow_of_a_velocity_that_is_not_finite_is_not_finite(flaw, method, shape, smooth_velocity):
+    steps = 1 if method == "squaring" else 2
+    velocity = smooth_velocity(shape, amplitude=0.3, steps=steps, fade=1)
+    where = tuple(s // 2 for s in shape)
+    velocity[(0, 0, 1, *where)] = flaw
+    fine = tuple(2 * s for s in shape)
+    for t0, t1 in ((0, 1), (1, 0)):
+        u = integrate.flow(velocity, method, t0=t0, t1=t1)
+        assert not u[(0, slice(None), *where)].isfinite().all()
+        assert not integrate.flow(velocity, method, t0=t0, t1=t1, shape=fine).isfinite().all()
+    assert not integrate.trajectory(velocity, [0, 0.5, 1], method)[0, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("method", integrate.STEPS)
+@pytest.mark.parametrize("flaw", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_points_that_are_not_finite_stay_so_on_their_way(flaw, method, dim, smooth_velocity):
+    velocity = smooth_velocity((6, 5, 4)[:dim], amplitude=0.5, steps=2, fade=1)
+    points = torch.tensor([[2.0, 1.5, 1.0], [2.0, flaw, 1.0]])[:, :dim].T[None]
+    for moved in (
+        integrate.transport(velocity, points, method),
+        integrate.advance(velocity[:, 0], points.view(1, dim, 2, *[1] * (dim - 1)), 0.5, method).flatten(2),
+    ):
+        assert moved[..., 0].isfinite().all() and moved[..., 1].isnan().all()

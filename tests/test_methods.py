@@ -1,5 +1,6 @@
 """Every method, 2D and 3D: training, known translations, the package's conventions, and published sizes."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -16,6 +17,7 @@ from tvf_core.model import Model, objective
 from tvf_core.networks import lapirn
 from tvf_core.pairwise import lddmm
 from tvf_core.paths import ROOT
+from tvf_core.registration import Registration
 from tvf_core.reporting import tables
 from tvf_core.training import profiles, train, validation
 from tvf_core.training.profiles import Profile
@@ -440,3 +442,44 @@ def test_known_terms_are_those_that_methods_use():
         for term in entry.losses[dim]
     }
     assert standard <= set(objectives.TERMS)
+
+
+@pytest.mark.parametrize("method", [m for m in available(2) if METHODS[m].build])
+def test_a_network_whose_map_is_not_finite_is_one_line(method):
+    torch.manual_seed(0)
+    model = Model(NetworkConfig.fitting(method, 2, time_steps=2)[0])
+    moving, fixed = torch.rand(2, 1, 1, 32, 32)
+    model.register(moving, fixed)
+    for flaw in (torch.nan, torch.inf):
+        for weights in model.network.parameters():
+            weights.data.view(-1)[0] = flaw
+        with pytest.raises(
+            FloatingPointError, match="^.*: the displacement has NaN or inf.*weights"
+        ) as caught:
+            model.register(moving, fixed)
+        assert str(caught.value).startswith(model.title) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["displacement", "velocity"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_solver_whose_map_is_not_finite_is_one_line(dim, name, monkeypatch):
+    def solve(moving, fixed):
+        spoilt = torch.zeros(1, dim, *moving.shape[2:])
+        spoilt[..., -1] = torch.nan
+        found = {"displacement": torch.zeros_like(spoilt), name: spoilt}
+        if "velocity" in found:
+            found["velocity"] = found["velocity"][:, None]
+        return Registration(warped=moving, **found)
+
+    monkeypatch.setitem(METHODS, "identity", dataclasses.replace(METHODS["identity"], solve=solve))
+    image = torch.rand(1, 1, *(6, 5, 4)[:dim])
+    with pytest.raises(FloatingPointError, match=f": the {name} has NaN or infinite values"):
+        Model(NetworkConfig("identity", dim)).register(image, image)
+
+
+def test_the_inverse_of_a_registration_that_is_not_finite_is_not_finite():
+    field = torch.zeros(1, 2, 6, 5)
+    field[0, 1, 3, 2] = torch.nan
+    still = torch.zeros_like(field)
+    for result in (Registration(field, still), Registration(still, still, field[:, None])):
+        assert result.inverse()[0, 1, 3, 2].isnan() and result.inverse()[0, :, 0, 0].isfinite().all()

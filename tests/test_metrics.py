@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -107,7 +109,7 @@ def literal_folds(u, convention):
         for a in range(dim):
             before, after = list(x), list(x)
             before[a], after[a] = max(x[a] - 1, 0), min(x[a] + 1, shape[a] - 1)
-            run = after[a] - before[a] if convention == "one-sided" else 2
+            run = max(after[a] - before[a], 1) if convention == "one-sided" else 2
             jacobian[:, a] += (u[(slice(None), *after)] - u[(slice(None), *before)]) / run
         looked_at += 1
         folded += np.linalg.det(jacobian) <= 0
@@ -275,3 +277,73 @@ def test_phase_congruency_is_highest_on_an_edge_and_ignores_contrast():
     strong, weak = (phase_congruency(x)[0, 0, 20:44, 20:44] for x in (image, image / 8))
     assert set(strong.argmax(1).tolist()) <= {11, 12}
     torch.testing.assert_close(strong, weak, atol=1e-4, rtol=0)
+
+
+OF_A_MAP = {
+    **{f"sdlogj {kind}": partial(metrics.sdlogj, kind=kind) for kind in SDLOGJ_KINDS},
+    **{f"folding {c}": partial(metrics.folding_percent, convention=c) for c in CONVENTIONS},
+    "ndv": metrics.ndv_percent,
+}
+each_of_a_map = pytest.mark.parametrize("measure", OF_A_MAP.values(), ids=OF_A_MAP)
+
+
+@each_of_a_map
+@pytest.mark.parametrize("shape", [(6, 7), (5, 8, 6)], ids=str)
+@pytest.mark.parametrize("flaw", [math.nan, math.inf, -math.inf], ids=str)
+def test_a_map_that_is_not_finite_has_no_score(flaw, shape, measure):
+    dim, u = len(shape), 0.3 * np.random.default_rng(0).standard_normal((1, len(shape), *shape))
+    assert math.isfinite(measure(torch.tensor(u)))
+    for share, component, dtype in itertools.product((0, 0.5, 1), range(dim), (torch.float32, torch.float16)):
+        bad = torch.tensor(u, dtype=dtype)
+        bad[(0, component, *(int(share * (s - 1)) for s in shape))] = flaw
+        assert math.isnan(measure(bad))
+    assert math.isnan(measure(torch.full((1, dim, *shape), flaw)))
+
+
+@each_of_a_map
+def test_a_determinant_beyond_float64_is_no_perfect_map(measure):
+    u = torch.tensor(1e200 * np.random.default_rng(0).standard_normal((1, 2, 7, 6)))
+    assert not math.isfinite(measure(u))
+
+
+@each_of_a_map
+@pytest.mark.parametrize("shape", [(6, 7), (5, 8, 6)], ids=str)
+def test_scores_of_a_map_are_of_one_pair(shape, measure):
+    for batch in (0, 2, 5):
+        with pytest.raises(ValueError, match=rf": expected one pair \(1, ...\), got a batch of {batch};"):
+            measure(torch.zeros(batch, len(shape), *shape))
+
+
+def test_textbook_sdlogj_is_not_defined_where_everything_folds():
+    u = torch.zeros(1, 2, 8, 9)
+    u[:, 0] = -2 * torch.arange(8.0)[:, None]  # x -> -x
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(metrics.sdlogj(u, "textbook"))
+    assert metrics.sdlogj(u) == pytest.approx(0) and metrics.folding_percent(u) == 100
+
+
+@pytest.mark.parametrize(
+    "shape", [*itertools.product((1, 2, 3), repeat=2), *itertools.product((1, 2), repeat=3)], ids=str
+)
+def test_folds_and_volume_of_the_smallest_grids(shape):
+    u = 0.8 * np.random.default_rng(1).standard_normal((len(shape), *shape))
+    field = torch.tensor(u)[None]
+    for convention in ("one-sided", "replicated"):
+        folded, looked_at = literal_folds(u, convention)
+        assert metrics.folding_percent(field, convention) == pytest.approx(100 * folded / looked_at)
+    assert metrics.ndv_percent(field) == pytest.approx(literal_ndv(u), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (4, 5, 3)], ids=str)
+@pytest.mark.parametrize("flaw", [math.nan, math.inf, -math.inf], ids=str)
+def test_the_inverse_error_is_nan_where_a_map_is_not_finite(flaw, shape):
+    u = torch.tensor(np.random.default_rng(0).random((2, len(shape), *shape)))
+    bad, where = u.clone(), tuple(s // 2 for s in shape)
+    bad[(0, 1, *where)] = flaw
+    expected = metrics.inverse_consistency_error(u, -u)
+    expected[(0, *where)] = math.nan
+    ours = metrics.inverse_consistency_error(bad, -u)
+    torch.testing.assert_close(ours, expected, equal_nan=True)  # the other pair of the batch keeps its map
+    read = metrics.inverse_consistency_error(torch.zeros_like(u), bad)
+    assert read[(0, *where)].isnan() and not read.isinf().any() and read[1].isfinite().all()

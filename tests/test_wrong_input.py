@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tvf_core import checkpoints, commands, data, fields, integrate, losses, metrics
 from tvf_core.evaluation import evaluate, learn2reg
-from tvf_core.methods import NetworkConfig
+from tvf_core.methods import NetworkConfig, available
 from tvf_core.model import Model
 from tvf_core.registration import Registration
 from tvf_core.training import profiles, train
@@ -118,6 +118,24 @@ def test_register_rejects(case, method):
     model = Model(NetworkConfig.fitting(method, dim, time_steps=1)[0])
     with rejects(error, *words):
         model.register(moving, fixed)
+
+
+@pytest.mark.parametrize("low, high", [(0, 255), (-1, 1), (0, 1.001), (-0.01, 0.5)])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_every_method_refuses_intensities_outside_0_to_1(dim, low, high):
+    good = torch.rand(1, 1, *(20, 18, 17)[:dim])
+    bad = torch.full_like(good, low)
+    bad.view(-1)[5] = high
+    for method in available(dim):
+        with torch.device("meta"):  # the images are looked at before the network
+            model = Model(NetworkConfig.fitting(method, dim, time_steps=1)[0])
+        for pair, name in (((bad, good), "moving"), ((good, bad), "fixed")):
+            words = [f"{name}: intensities from {low} to {high}", "expected [0, 1]", "(x - x.min())"]
+            with rejects(ValueError, *words):
+                model.register(*pair)
+    rounded = good.clone()
+    rounded.view(-1)[:2] = torch.tensor([-5e-5, 1 + 5e-5])  # as resampling by splines gives
+    Model(NetworkConfig("identity", dim)).register(rounded, good)
 
 
 LABELS = torch.ones(PLANE, dtype=torch.long)
