@@ -175,6 +175,18 @@ def test_released_rules_and_lost_labels_do_not_test_a_number(stored, tmp_path):
         assert found.verdict == claims.NOT_TESTABLE and "released code" in found.why
 
 
+def test_a_mean_that_leaves_pairs_out_does_not_test_a_number(stored, tmp_path):
+    shape, pairs = (LEDGER["tables"]["table2"][key] for key in ("shape", "pairs"))
+    stored("oasis", "tm-tvf", {"dice": [0.83] * 6}, split="val", pairs_told=pairs, shape=shape)
+    judge = lambda: claims.number("table2", "tm-tvf", "dice", tmp_path)[-1]  # noqa: E731
+    assert judge().verdict != claims.NOT_TESTABLE
+    file = tmp_path / "oasis" / "tm-tvf.val.json"
+    summary = json.loads(file.read_text()) | {"not_scored": {"dice": ["b1->b2", "b3->b2"]}}
+    file.write_text(json.dumps(summary))
+    assert (judge().verdict, judge().why) == (claims.NOT_TESTABLE, f"2 of {pairs} pairs not scored")
+    assert judge().measured.endswith(f"(2 of {pairs} pairs not scored)")
+
+
 def test_rows_of_another_method_and_of_private_labels_are_not_testable(stored, tmp_path):
     for method in ("lapirn", "tm"):
         assert ("Learn2Reg" in claims.number("table2", method, "dice", tmp_path)[-1].why) == (

@@ -133,6 +133,8 @@ def test_files_in_another_format_and_missing_ones_are_named(tmp_path, even):
     for content, match in (
         (np.zeros((3, 10, 9, 8), np.float32), "got float32"),
         (np.zeros((10, 9, 8, 3), np.float16), "expected float16"),
+        (np.full((3, 10, 9, 8), np.nan, np.float16), "NaN or infinite"),
+        (np.full((3, 10, 9, 8), -np.inf, np.float16), "NaN or infinite"),
     ):
         np.savez(files[0], content)
         with pytest.raises(ValueError, match=match):

@@ -1,20 +1,24 @@
 """Results files: their names, which file a name finds, what overwrites what, and rows without locks."""
 
+import dataclasses
 import json
 import shlex
 import sys
+import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import lively
 from scipy import stats
 
-from tvf_core import checkpoints, commands
-from tvf_core.evaluation import evaluate, kept_rows, results
+from tvf_core import checkpoints, commands, data
+from tvf_core.evaluation import evaluate, kept_rows, results, scores
 from tvf_core.evaluation.compare import compare
 from tvf_core.methods import METHODS, NetworkConfig
 from tvf_core.model import Model
 from tvf_core.paths import RESULTS
+from tvf_core.reporting import figures, tables
 
 
 @pytest.fixture
@@ -303,3 +307,130 @@ def test_the_lock_is_held_until_the_files_have_their_names(trained, tmp_path, mo
     monkeypatch.setattr(evaluate, "write_result", look)
     go(tmp_path, weights)
     assert results.read_results(tmp_path, "toy2d")
+
+
+@pytest.fixture
+def failing(toy_data, tmp_path, monkeypatch):
+    """``failing(of)``: the summary of doing nothing on toy2d, where the pairs ``of`` have no finite map."""
+    register = Model.register
+
+    def go(of, out=tmp_path, **settings):
+        seen = iter(range(2))
+
+        def fail(self, moving, fixed):
+            if next(seen) in of:
+                raise FloatingPointError("identity: the displacement has NaN or infinite values")
+            return register(self, moving, fixed)
+
+        monkeypatch.setattr(Model, "register", fail)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return evaluate.evaluate("identity", "toy2d", out=out, progress=False, **settings)
+
+    return go
+
+
+def test_a_pair_without_a_finite_map_is_named_and_the_means_are_those_of_the_others(
+    failing, tmp_path, capsys
+):
+    whole, part = failing([], tmp_path / "whole"), failing([0])
+    assert "not_scored" not in whole and part["not_scored"].keys() >= {*scores.METRICS, "inverse_error_p999"}
+    assert set(map(tuple, part["not_scored"].values())) == {("i6->i7",)}
+    assert not any("/" in metric for metric in part["not_scored"])
+    assert "i6->i7 is not scored: identity: the displacement has NaN" in capsys.readouterr().err
+    rows, whole_rows = (results.read_rows("identity", "toy2d", f) for f in (tmp_path, tmp_path / "whole"))
+    assert rows.keys() == whole_rows.keys() == {*results.TEXTS, *part["summary"]}
+    for metric, value in part["summary"].items():
+        assert np.isnan(rows[metric][0]) and value == {"mean": whole_rows[metric][1], "std": 0.0}
+    assert json.loads((tmp_path / "toy2d" / "identity.json").read_text()) == part
+    assert evaluate.evaluate("identity", "toy2d", out=tmp_path, progress=False) == part  # not made again
+
+
+def test_a_result_without_any_scored_pair_has_no_means(failing, capsys):
+    summary = failing([0, 1])
+    assert set(map(tuple, summary["not_scored"].values())) == {("i6->i7", "i7->i6")}
+    assert all(np.isnan([v["mean"], v["std"]]).all() for v in summary["summary"].values())
+    commands.evaluation.print_summary(summary)
+    printed = capsys.readouterr().out
+    assert "dice nan (2 of 2 pairs not scored), hd95 nan" in printed and "i6->i7, i7->i6" in printed
+
+
+def test_what_shows_a_mean_says_how_many_pairs_it_leaves_out(failing, tmp_path, monkeypatch, capsys):
+    failing([], tmp_path, name="whole")
+    summary = failing([0])
+    commands.evaluation.print_summary(summary)
+    lines = capsys.readouterr().out.splitlines()
+    assert "(1 of 2 pairs not scored), hd95" in lines[0] and lines[1].endswith("of its mean: i6->i7")
+    table = tables.comparison("table1", results.read_results(tmp_path, "toy2d"))
+    [row] = [line for line in table.splitlines() if line.startswith("| Before registration |")]
+    assert row.count("(1 of 2 pairs not scored)") == 6
+    [row] = [line for line in table.splitlines() if "(whole)" in line]
+    assert "not scored" not in row
+    command = f"tvf compare identity whole --data toy2d --results {tmp_path}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    commands.main()
+    assert "; 1 of 2 pairs without a finite value left out" in capsys.readouterr().out
+    axes = plt.figure().add_subplot()
+    both = {name: results.read_rows(name, "toy2d", tmp_path)["ssim"] for name in ("identity", "whole")}
+    figures.box_plot(axes, both, "SSIM")
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["Before registration\n(1 of 2 pairs not finite)", "whole"]
+
+
+def test_a_label_that_is_missing_is_no_pair_that_could_not_be_scored(toy_data, tmp_path, monkeypatch):
+    part = data.load("toy2d", "test")
+    labels = part.labels.copy()
+    labels[6][labels[6] == 2] = 0
+    monkeypatch.setattr(evaluate, "load", lambda *args: dataclasses.replace(part, labels=labels))
+    summary = evaluate.evaluate("identity", "toy2d", out=tmp_path, progress=False)
+    assert "not_scored" not in summary and np.isnan(summary["summary"]["dice/inner"]["mean"])
+    labels[6] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = evaluate.evaluate("identity", "toy2d", name="none", out=tmp_path, progress=False)
+    assert summary["not_scored"] == {m: ["i6->i7", "i7->i6"] for m in ("dice", "hd95")}
+
+
+SMALL = {  # images -> metrics that they are too small for; those of few slices may have an SSIM
+    (9, 10, 4): {"ssim", "sdlogj", "sdlogj_textbook", "folding_inner_percent"},
+    (20, 18, 4): {"sdlogj", "sdlogj_textbook", "folding_inner_percent"},
+    (1, 20, 18): {"sdlogj", "sdlogj_textbook", "folding_inner_percent"},
+    (8, 9, 5): {"ssim"},
+    (9, 5): {"ssim"},
+    (3, 12): {"ssim", "sdlogj", "sdlogj_textbook", "folding_inner_percent"},
+    (11, 11): set(),
+    (11, 12, 11): set(),
+}
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
+def test_metrics_that_images_are_too_small_for_are_left_out(labelled, shape, tmp_path, monkeypatch, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(np.uint8)
+    labels = {"labels": (images > 100).astype(np.uint8), "label_names": {1: "bright"}} if labelled else {}
+    part = data.PairData("thin", "test", images, [(0, 1), (1, 0)], ["a", "b"], **labels)
+    monkeypatch.setattr(evaluate, "load", lambda *args: part)
+    summary = evaluate.evaluate("identity", "demo_faces", out=tmp_path, progress=False)
+    left, told = summary.get("left_out", {}), capsys.readouterr().err
+    assert left.keys() - {"ssim"} == SMALL[shape] - {"ssim"} and left.keys() >= SMALL[shape]
+    undefined = {"fsim"} if len(shape) == 3 else set()
+    undefined |= set() if labelled else {"dice", "hd95"}
+    assert (
+        scores.METRICS.keys() & summary["summary"].keys() == scores.METRICS.keys() - undefined - left.keys()
+    )
+    assert "not_scored" not in summary
+    assert told.count("\n") == bool(left) and all(f"{m}" in told and why in told for m, why in left.items())
+    assert told.count("Learn2Reg's margin") == ("sdlogj" in left)  # one reason for three metrics
+    assert set(scores.columns(part)) == set(summary["summary"])
+    row = scores.score(Model(NetworkConfig("identity", part.dim)), part, 0)
+    assert list(row) == ["seconds", *scores.columns(part)]
+
+
+def test_without_labels_and_ssim_a_comparison_names_the_metrics_that_are_there(tmp_path):
+    folder = tmp_path / "demo_faces"
+    folder.mkdir()
+    for name in ("tm", "vm-2"):
+        (folder / f"{name}.csv").write_text("pair,person,fsim\na->b,b,0.5\nb->a,a,0.5\n")
+    with pytest.raises(ValueError, match="ssim.*known: fsim"):
+        compare("tm", "vm-2", "demo_faces", folder=tmp_path)
+    assert compare("tm", "vm-2", "demo_faces", "fsim", tmp_path)["n"] == 2

@@ -452,6 +452,15 @@ def test_validation_scores_dice_with_labels_and_ssim_without(toy_data):
         ] == pytest.approx([expected] * 2)
 
 
+def test_a_validation_pair_without_a_finite_map_has_no_score_and_ends_no_training(toy_data):
+    config = NetworkConfig("tm", 2)
+    network = Model(config).network
+    for weights in network.parameters():
+        weights.data.fill_(torch.inf)  # as where half precision is too small for a pair
+    part = data.load("toy2d", "val")
+    assert np.isnan(validation.validate(network, config, part, 0, Accelerator(cpu=True), 1))
+
+
 def test_results_are_read_in_the_order_of_the_table(toy_data, evaluated, tmp_path):
     go, _, _ = evaluated
     untouched = evaluate.evaluate("identity", "toy2d", out=tmp_path, progress=False)

@@ -117,9 +117,9 @@ def evaluate(
     -------
     The summary: ``name``, ``method``, ``split``, the number of pairs ``n_pairs`` and of how many
     (``of_pairs``), mean and standard deviation over pairs (ddof 0) of every metric
-    (:data:`tvf_core.evaluation.scores.METRICS`), the numbers of the labels, a hash of the list of pairs, the
-    median time per pair of registering and of measuring, the run card, and of shipped weights what their own
-    card says of the training. Where there are any: ``left_out``, the metrics that the images are too small
+    (:mod:`tvf_core.evaluation.scores`), the numbers of the labels, a hash of the list of pairs, the median
+    time per pair of registering and of measuring, the run card, and of shipped weights what their own card
+    says of the training. Where there are any: ``left_out``, the metrics that the images are too small
     for, with the reasons; and ``not_scored``, for a metric the names of the pairs that have no value of it,
     such as those for which the method gave no finite map. Means and deviations are those of the other pairs.
 

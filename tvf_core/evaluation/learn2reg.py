@@ -72,7 +72,7 @@ def file_name(pair: str) -> str:
 def read(file: Path, shape) -> torch.Tensor:
     """A submitted displacement on the full grid, ``(1, 3, *shape)`` in voxels.
 
-    ValueError if the file is not in the task's format.
+    ValueError if the file is not in the task's format, or has values that are not finite.
     """
     try:
         with np.load(file, allow_pickle=False) as content:
@@ -82,6 +82,8 @@ def read(file: Path, shape) -> torch.Tensor:
     half = (3, *(s // 2 for s in shape))
     if stored.dtype != np.float16 or stored.shape != half:
         raise ValueError(f"{file}: expected float16 {half}, got {stored.dtype} {stored.shape}")
+    if not np.isfinite(stored).all():
+        raise ValueError(f"{file}: the displacement has NaN or infinite values, so it cannot be scored")
     return double(stored)
 
 
