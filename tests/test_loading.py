@@ -93,7 +93,11 @@ def test_a_prepared_data_set_reads_as_it_was_written(built, tmp_path):
     np.testing.assert_array_equal(part.labels, labels)
     assert (part.pairs, part.names, part.label_names) == ([(2, 0)], list("abcd"), {1: "one", 2: "two"})
     unlabelled = data.PairData("tiny", "test", **prepared.read(tmp_path / "tiny", "test"))
-    assert unlabelled.labels is None and unlabelled.classes == 0 and set(unlabelled[0]) == {"moving", "fixed"}
+    assert (
+        unlabelled.labels is None
+        and unlabelled.label_numbers == ()
+        and set(unlabelled[0]) == {"moving", "fixed"}
+    )
     assert prepared.damaged(tmp_path / "tiny") == []
     assert not list(tmp_path.glob(".*part"))
     with pytest.raises(FileNotFoundError, match="train, val"):

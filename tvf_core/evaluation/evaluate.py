@@ -69,7 +69,7 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) ->
     result = model.register(pair["moving"], pair["fixed"])
     u = result.displacement.cpu()  # waits for a GPU to finish
     row = {"seconds": time.perf_counter() - start}
-    if data.classes:
+    if data.label_numbers:
         labels = [pair[f"{role}_labels"].cpu() for role in ("moving", "fixed")]
         maps = fields.warp_labels(labels[0], u), labels[1], labels[0]
         for name in [name for name in ("dice", "hd95") if name in wanted]:
