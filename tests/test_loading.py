@@ -105,6 +105,12 @@ def test_a_prepared_data_set_reads_as_it_was_written(built, tmp_path):
         prepared.read(tmp_path / "tiny", "test")
 
 
+def test_the_labels_that_count_are_the_named_ones_and_background():
+    images = labels = np.zeros((1, 4, 5), np.uint8)
+    named = data.PairData("x", "test", images, [(0, 0)], ["a"], labels, {90: "far", 7: "near"})
+    assert named.label_numbers == (0, 7, 90)
+
+
 def test_an_interrupted_preparation_keeps_what_it_has_unless_the_recipe_changed(built):
     building, images, labels = built()
     put(building, images, labels, (0, 2))

@@ -401,7 +401,7 @@ def test_the_two_maps_of_a_pair_may_be_of_different_types():
     moving, fixed, u = random_labels((9, 10), 4, 0), random_labels((9, 10), 4, 1), motion((9, 10), 2)
     for loss in LABEL_TERMS:
         expected = gradients(lambda u, loss=loss: loss(moving, u, fixed), u)
-        for one, other in itertools.permutations(INTEGERS, 2):
+        for one, other in [(INTEGERS[k], INTEGERS[(k + 3) % 8]) for k in range(8)]:
             found = gradients(lambda u, loss=loss: loss(moving.to(one), u, fixed.to(other)), u)  # noqa: B023
             assert all(torch.equal(x, y) for x, y in zip(found, expected))
         # The largest numbers of uint64 have the bits of negative ones, and are others all the same.

@@ -237,7 +237,7 @@ def train_step(s: Setting) -> Operation:
         warped = fields.warp(batch["moving"], u)
         dice = 0
         if u.shape[1] == 3:
-            dice = literal.soft_dice(batch["moving_labels"], u, batch["fixed_labels"], s.labels)
+            dice = literal.soft_dice(batch["moving_labels"], u, batch["fixed_labels"], range(s.labels))
         return literal.lncc(warped, batch["fixed"]) + dice + losses.diffusion(u)
 
     def our_loss(batch, u):
