@@ -103,9 +103,9 @@ def test_a_brain_is_the_same_every_time_and_is_the_stored_one(brains):
 
 def test_every_brain_has_every_structure(brains):
     part = brains["train"]
-    assert part.classes == len(demo_brains.LABELS) + 1
+    assert part.label_numbers == (0, *demo_brains.LABELS)
     for labels in part.labels:
-        assert set(np.unique(labels)) == set(range(part.classes))
+        assert set(np.unique(labels)) == set(part.label_numbers)
 
 
 def test_template_is_symmetric_in_its_named_sides():

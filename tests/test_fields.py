@@ -93,6 +93,75 @@ def test_label_warp_equals_scipy_nearest(shape):
     np.testing.assert_array_equal(warped[0, 0].numpy(), expected)
 
 
+NUMBERS = (-(2**63), -(2**31) - 7, -129, -3, -1, 0, 1, 127, 129, 255, 2035, 2**16 - 1, 2**24 + 1, 614_454_277)
+NUMBERS += (2**31 - 1, 2**31 + 5, 2**32 - 1, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 3, 2**64 - 1)
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("shape", [(8, 11), (1, 9), (17, 1), (6, 7, 10), (5, 1, 4), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_labels_of_every_integer_type_come_back_exactly(dtype, shape, batch):
+    rng, dim = np.random.default_rng(0), len(shape)
+    limits = np.iinfo(dtype)
+    numbers = np.array([k for k in NUMBERS if limits.min <= k <= limits.max], dtype=dtype)
+    labels = numbers[rng.integers(0, len(numbers), (batch, 1, *shape))]
+    for name, steps in {
+        "identity": np.zeros((batch, dim, *shape), int),
+        "whole voxels": rng.integers(-3, 4, (batch, dim, *shape)),
+        "outside": np.full((batch, dim, *shape), 20),
+    }.items():
+        sources = np.indices(shape) + steps  # NumPy reads the voxels themselves
+        inside = ((sources >= 0) & (sources < np.reshape(shape, (-1, *[1] * dim)))).all(1)
+        expected = np.zeros_like(labels)
+        for b, x in zip(*np.nonzero(inside.reshape(batch, -1))):
+            place = np.unravel_index(x, shape)
+            expected[b, 0][place] = labels[b, 0][tuple(sources[(b, slice(None), *place)])]
+        near = rng.uniform(-0.4, 0.4, steps.shape) * (name == "whole voxels")
+        near *= inside[:, None] & (sources > 0) & (sources < np.reshape(shape, (-1, *[1] * dim)) - 1)
+        for u in (torch.tensor(steps + near), torch.tensor(steps + near, dtype=torch.float32)):
+            warped = fields.warp_labels(torch.from_numpy(labels), u)
+            assert warped.dtype == getattr(torch, dtype) and warped.shape == labels.shape
+            np.testing.assert_array_equal(warped.numpy(), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["far", "halves", "half a voxel", "quarters", "small"])
+@pytest.mark.parametrize("shape", [(1, 31), (28, 17), (96, 5), (9, 10, 11), (5, 1, 16)], ids=str)
+def test_labels_are_read_where_an_image_is_read_by_nearest_neighbour(shape, kind):
+    # Ties included: floating-point images of labels that float32 can hold are the older way to warp them.
+    labels = torch.tensor(np.random.default_rng(0).integers(-9, 2**23, (2, 1, *shape)))
+    u = torch.randn(2, len(shape), *shape, generator=torch.Generator().manual_seed(1))
+    u = {"far": 30 * u, "halves": (4 * u).round() / 2, "half a voxel": 0 * u + 0.5, "small": u / 2}.get(
+        kind, (4 * u).round() / 4
+    )
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        field = u.to(dtype)
+        x = fields.identity_grid(shape) + field
+        last = torch.tensor(shape).view(1, -1, *[1] * len(shape)) - 1
+        inside = ((x >= 0) & (x <= last)).all(1, keepdim=True)
+        expected = fields.warp(labels.float(), field, "nearest", "border").long() * inside
+        assert torch.equal(fields.warp_labels(labels, field), expected)
+
+
+def test_one_label_map_is_warped_by_many_maps_and_many_by_one():
+    labels = torch.arange(2 * 6 * 7, dtype=torch.int32).view(2, 1, 6, 7) + 2**30
+    u = 3 * noise((6, 7), 2, 2) - 1.5
+    for many, one in ((labels, u[:1]), (labels[:1], u)):
+        expected = [fields.warp_labels(many[k % len(many)][None], one[k % len(one)][None]) for k in range(2)]
+        assert torch.equal(fields.warp_labels(many, one), torch.cat(expected))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(5, 6), (4, 1, 3)], ids=str)
+def test_labels_are_not_warped_by_a_displacement_that_is_not_finite(shape, value):
+    labels = torch.ones(2, 1, *shape, dtype=torch.uint8)
+    for place in ((0, 0, *[0] * len(shape)), (1, len(shape) - 1, *[s - 1 for s in shape])):
+        u = torch.zeros(2, len(shape), *shape)
+        u[place] = value
+        with pytest.raises(ValueError, match="displacement: has NaN or infinite values"):
+            fields.warp_labels(labels, u)
+
+
 @each_size
 def test_component_d_moves_along_axis_d(shape):
     ramps = grid(shape)  # channel a holds the coordinate along axis a

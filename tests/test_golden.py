@@ -55,8 +55,8 @@ def test_lncc_and_its_gradient_are_the_released_ones(released_losses):
 
 def test_soft_dice_and_its_gradient_are_the_released_ones(released_losses):
     file, x = released_losses
-    u, classes = x["displacement"].requires_grad_(), len(file["warped_label_mass"])
-    value = losses.soft_dice(x["moving_labels"], u, x["fixed_labels"], classes)
+    u, labels = x["displacement"].requires_grad_(), range(len(file["warped_label_mass"]))
+    value = losses.soft_dice(x["moving_labels"], u, x["fixed_labels"], labels)
     value.backward()
     agree("dice", value.detach(), file["dice"])
     agree("dice gradient", u.grad, file["dice_gradient_wrt_displacement"], relative=True)

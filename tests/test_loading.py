@@ -93,12 +93,22 @@ def test_a_prepared_data_set_reads_as_it_was_written(built, tmp_path):
     np.testing.assert_array_equal(part.labels, labels)
     assert (part.pairs, part.names, part.label_names) == ([(2, 0)], list("abcd"), {1: "one", 2: "two"})
     unlabelled = data.PairData("tiny", "test", **prepared.read(tmp_path / "tiny", "test"))
-    assert unlabelled.labels is None and unlabelled.classes == 0 and set(unlabelled[0]) == {"moving", "fixed"}
+    assert (
+        unlabelled.labels is None
+        and unlabelled.label_numbers == ()
+        and set(unlabelled[0]) == {"moving", "fixed"}
+    )
     assert prepared.damaged(tmp_path / "tiny") == []
     assert not list(tmp_path.glob(".*part"))
     with pytest.raises(FileNotFoundError, match="train, val"):
         (tmp_path / "tiny" / "pairs_test.csv").unlink()
         prepared.read(tmp_path / "tiny", "test")
+
+
+def test_the_labels_that_count_are_the_named_ones_and_background():
+    images = labels = np.zeros((1, 4, 5), np.uint8)
+    named = data.PairData("x", "test", images, [(0, 0)], ["a"], labels, {90: "far", 7: "near"})
+    assert named.label_numbers == (0, 7, 90)
 
 
 def test_an_interrupted_preparation_keeps_what_it_has_unless_the_recipe_changed(built):

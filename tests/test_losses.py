@@ -13,12 +13,17 @@ from torch.library import opcheck
 
 from tvf_core import fields, integrate, losses, metrics, released
 from tvf_core.data import demo_brains
+from tvf_core.labels import compact, table
 from tvf_core.losses import label_overlap, local_ncc, objectives
 from tvf_core.methods import METHODS
 from tvf_core.networks import layers
 from tvf_core.paths import ROOT
 
 LABEL_TERMS = [losses.soft_dice, losses.label_mse]
+INTEGERS = [
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+]
 
 each_size = pytest.mark.parametrize("shape", [(11, 13), (10, 12), (9, 10, 11)], ids=str)
 
@@ -236,24 +241,38 @@ def literal_label_maps(moving, displacement, fixed, classes):
 
 @each_size
 def test_soft_dice_and_label_mse_equal_warping_each_label_by_itself(shape):
-    classes = 6  # label 5 is in neither map
+    labels = range(6)  # label 5 is in neither map: it is not in the mean
     moving, fixed = random_labels(shape, 5, 0), random_labels(shape, 5, 1)
     u = 4 * noise(shape, 2, channels=len(shape)) - 2
     scores, squares = [], []
-    for warped, target in literal_label_maps(moving, u, fixed, classes):
+    for warped, target in literal_label_maps(moving, u, fixed, 5):
         scores.append(2 * (warped * target).sum() / ((warped**2).sum() + target.sum() + 1e-5))
         squares.append(((warped - target) ** 2).mean())
-    assert scores[-1] == 0
-    assert float(losses.soft_dice(moving, u, fixed, classes)) == pytest.approx(1 - np.mean(scores), rel=1e-6)
-    assert float(losses.label_mse(moving, u, fixed, classes)) == pytest.approx(np.mean(squares), rel=1e-6)
+    for given in (labels, None):
+        dice, mse = (float(loss(moving, u, fixed, given)) for loss in LABEL_TERMS)
+        assert dice == pytest.approx(1 - np.mean(scores), rel=1e-6)
+        assert mse == pytest.approx(np.mean(squares), rel=1e-6)
 
 
-def test_soft_dice_of_identical_labels_counts_the_classes_that_are_there():
+def test_label_terms_of_identical_maps_are_zero_whatever_else_could_occur():
     labels = random_labels((9, 10), 4, 0)
     u = torch.zeros(1, 2, 9, 10)
-    assert float(losses.soft_dice(labels, u, labels, 4)) == pytest.approx(0, abs=1e-5)
-    assert float(losses.soft_dice(labels, u, labels, 5)) == pytest.approx(1 / 5, abs=1e-5)
-    assert float(losses.label_mse(labels, u, labels, 5)) == pytest.approx(0, abs=1e-9)
+    for numbers in (range(4), range(5), range(-40, 2035), None):
+        assert float(losses.soft_dice(labels, u, labels, numbers)) == pytest.approx(0, abs=1e-5)
+        assert float(losses.label_mse(labels, u, labels, numbers)) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_label_that_only_one_map_of_a_pair_has_is_in_its_mean():
+    moving, fixed = torch.zeros(2, 2, 1, 6, 7, dtype=torch.int64)
+    moving[0, 0, 2:4, 2:4] = 1  # in the moving map alone; the second pair has background alone
+    u = torch.zeros(2, 2, 6, 7)
+    background = 2 * 38 / (38 + 42)
+    assert float(losses.soft_dice(moving, u, fixed)) == pytest.approx(1 - (background / 2 + 1) / 2, abs=1e-5)
+    assert float(losses.label_mse(moving, u, fixed)) == pytest.approx((4 / 42 + 4 / 42) / 2 / 2)
+    # Both directions agree, though nothing of the moving map may be left after the warp.
+    for a, b, shift in ((fixed, moving, 0), (moving, fixed, 50)):
+        other = float(losses.soft_dice(a, u + shift, b))
+        assert other == pytest.approx(1 - (background / 2 + 1) / 2 if not shift else 1, abs=1e-5)
 
 
 def test_label_losses_average_over_the_batch():
@@ -262,8 +281,8 @@ def test_label_losses_average_over_the_batch():
     )
     u = noise((9, 10), 3, channels=2, batch=2)
     for loss in LABEL_TERMS:
-        single = [float(loss(moving[k : k + 1], u[k : k + 1], fixed[k : k + 1], 4)) for k in (0, 1)]
-        assert float(loss(moving, u, fixed, 4)) == pytest.approx(np.mean(single), rel=1e-6)
+        single = [float(loss(moving[k : k + 1], u[k : k + 1], fixed[k : k + 1])) for k in (0, 1)]
+        assert float(loss(moving, u, fixed)) == pytest.approx(np.mean(single), rel=1e-6)
 
 
 def one_hot(labels, classes):
@@ -272,10 +291,16 @@ def one_hot(labels, classes):
 
 def dense_label_terms(moving, displacement, fixed, classes, eps=1e-5):
     """Soft Dice and mean squared difference with one warped channel per class, in float64."""
-    warped, target = fields.warp(one_hot(moving, classes), displacement.double()), one_hot(fixed, classes)
-    axes = tuple(range(2, warped.dim()))
+    source, target = one_hot(moving, classes), one_hot(fixed, classes)
+    warped, axes = fields.warp(source, displacement.double()), tuple(range(2, source.dim()))
     common, size = (warped * target).sum(axes), warped.square().sum(axes) + target.square().sum(axes)
-    return 1 - (2 * common / (size + eps)).mean(), (warped - target).square().mean()
+    scores, squares = 2 * common / (size + eps), (warped - target).square().mean(axes)
+    occurs = (source + target).amax(axes) > 0
+    pairs = [
+        (score[there].mean(), square[there].mean()) for score, square, there in zip(scores, squares, occurs)
+    ]
+    dice, mse = (torch.stack(values).mean() for values in zip(*pairs))
+    return 1 - dice, mse
 
 
 def blocks(shape, classes, seed, batch=1, edge=4):
@@ -320,43 +345,92 @@ def label_case(name):
         moving, fixed, classes = 3 * moving, fixed + 2, 9
     for labels in (moving, fixed) if classes > 200 else ():
         labels[(0, 0, *[0] * len(shape))] = classes - 1
-    return moving, fixed, u, classes
+    return moving, fixed, u, range(classes)
 
 
 @pytest.mark.parametrize("case", LABEL_CASES)
 @pytest.mark.parametrize("term", [0, 1], ids=["soft_dice", "label_mse"])
 def test_label_terms_and_their_gradients_equal_warping_one_channel_per_class(case, term):
-    moving, fixed, u, classes = label_case(case)
+    moving, fixed, u, labels = label_case(case)
     ours = LABEL_TERMS[term]
-    expected, slope = gradients(lambda u: dense_label_terms(moving, u, fixed, classes)[term], u)
+    expected, slope = gradients(lambda u: dense_label_terms(moving, u, fixed, len(labels))[term], u)
     assert slope.any() != (case == "all far outside") and float(expected) > 1e-4
     for dtype, rtol in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
-        value, found = gradients(lambda u: ours(moving, u, fixed, classes), u.to(dtype))
+        value, found = gradients(lambda u: ours(moving, u, fixed, labels), u.to(dtype))
         assert value.dtype == found.dtype == dtype
         assert float(value) == pytest.approx(float(expected), rel=rtol)
         torch.testing.assert_close(found.double(), slope, rtol=0, atol=rtol * float(slope.abs().max()))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("shape,classes", [((9, 10), 5), ((9, 10), 120), ((5, 6, 4), 5)], ids=str)
-def test_labels_of_every_integer_type_give_the_same_terms(dtype, shape, classes):
-    moving, fixed, u = random_labels(shape, classes, 0), random_labels(shape, classes, 1), motion(shape, 2)
+NUMBERS = {  # numbers of five labels -> the types that can hold them
+    (0, 1, 2, 3, 4): INTEGERS,
+    (0, 17, 49, 53, 127): INTEGERS,
+    (-128, -3, -1, 0, 127): [t for t in INTEGERS if t.is_signed],
+    (0, 1, 250, 254, 255): [t for t in INTEGERS if t != torch.int8],
+    (0, 1000, 1001, 2035, 32_767): [t for t in INTEGERS if t.itemsize > 1],
+    (0, 614_454_277, 20_000_000, 5, 6): [t for t in INTEGERS if t.itemsize > 2],
+    (0, 2**31 + 5, 2**32 - 1, 3, 2): [torch.uint32, torch.uint64, torch.int64],
+    (-(2**63), -1, 0, 2**62, 2**63 - 1): [torch.int64],
+    (0, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1): [torch.uint64],
+}
+
+
+def renamed(labels, numbers, dtype):
+    """A map of 0, 1, 2, ... with other numbers, made by Python's integers."""
+    values = np.array(numbers, dtype=str(dtype).removeprefix("torch."))
+    return torch.from_numpy(values[labels.numpy()])
+
+
+@pytest.mark.parametrize("shape,batch", [((9, 10), 1), ((6, 1), 2), ((5, 6, 4), 2)], ids=str)
+@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+def test_label_terms_depend_on_neither_the_numbers_of_labels_nor_their_type(numbers, shape, batch):
+    moving, fixed = (random_labels(shape, 5, seed, batch) for seed in (0, 1))
+    moving[moving == 1], fixed[fixed == 2] = 0, 0
+    u = motion(shape, 2, batch=batch)
     for loss in LABEL_TERMS:
-        expected = gradients(lambda u, loss=loss: loss(moving, u, fixed, classes), u)
-        found = gradients(lambda u, loss=loss: loss(moving.to(dtype), u, fixed.to(dtype), classes), u)
-        mixed = gradients(lambda u, loss=loss: loss(moving.to(dtype), u, fixed.int(), classes), u)
-        assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(expected, found, mixed))
+        expected = gradients(lambda u, loss=loss: loss(moving, u, fixed, range(5)), u)
+        assert expected[1].any()
+        for dtype in NUMBERS[numbers]:
+            maps = [renamed(x, numbers, dtype) for x in (moving, fixed)]
+            for given in (None, numbers, (*numbers, 99, -7, 2**60 + 1, 2**64 - 3)):
+                found = gradients(lambda u, loss=loss: loss(maps[0], u, maps[1], given), u)  # noqa: B023
+                torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_the_two_maps_of_a_pair_may_be_of_different_types():
+    moving, fixed, u = random_labels((9, 10), 4, 0), random_labels((9, 10), 4, 1), motion((9, 10), 2)
+    for loss in LABEL_TERMS:
+        expected = gradients(lambda u, loss=loss: loss(moving, u, fixed), u)
+        for one, other in [(INTEGERS[k], INTEGERS[(k + 3) % 8]) for k in range(8)]:
+            found = gradients(lambda u, loss=loss: loss(moving.to(one), u, fixed.to(other)), u)  # noqa: B023
+            assert all(torch.equal(x, y) for x, y in zip(found, expected))
+        # The largest numbers of uint64 have the bits of negative ones, and are others all the same.
+        signed = renamed(moving, (-1, -3, 2, 3), torch.int64)
+        large = renamed(fixed, (2**64 - 1, 2**64 - 3, 2, 3), torch.uint64)
+        apart = gradients(lambda u, loss=loss: loss(signed, u, large), u)  # noqa: B023
+        other = gradients(lambda u, loss=loss: loss(moving, u, fixed + 4 * (fixed < 2)), u)
+        torch.testing.assert_close(apart, other, rtol=1e-12, atol=1e-15)
+
+
+def test_gaps_between_label_numbers_leave_the_strength_of_the_gradient():
+    moving, fixed = (blocks((20, 21), 3, seed) for seed in (0, 1))
+    u = motion((20, 21), 1)
+    for loss in LABEL_TERMS:
+        near = gradients(lambda u, loss=loss: loss(moving, u, fixed), u)
+        far = [renamed(x, (0, 1000, 2035), torch.int16) for x in (moving, fixed)]
+        found = gradients(lambda u, loss=loss: loss(far[0], u, far[1]), u)  # noqa: B023
+        assert all(torch.equal(x, y) for x, y in zip(found, near)) and found[1].any()
 
 
 @pytest.mark.parametrize(
     "case", ["random, far outside too", "blocks, 3D, batch", "one plane", "700 classes, 3D"]
 )
 def test_label_terms_do_not_depend_on_how_many_planes_come_at_once(case, monkeypatch):
-    moving, fixed, u, classes = label_case(case)
+    moving, fixed, u, labels = label_case(case)
     found = []
     for voxels in (1, 3 * u[0, 0, 0].numel(), 10**9):  # one plane, three planes, all
         monkeypatch.setitem(label_overlap.CHUNK, "cpu", voxels)
-        terms = [lambda u, loss=loss: loss(moving, u, fixed, classes) for loss in LABEL_TERMS]
+        terms = [lambda u, loss=loss: loss(moving, u, fixed, labels) for loss in LABEL_TERMS]
         found.append([gradients(term, u) for term in terms])
     for others in found[1:]:
         torch.testing.assert_close(others, found[0], rtol=1e-12, atol=1e-15)
@@ -370,12 +444,10 @@ def test_label_sums_are_float64_and_exact_where_neighbours_agree(shape, dtype):
     u[:, 0] = 1  # whole voxels: the weights are 0 and 1
     sums, _ = label_overlap.label_overlap(moving, u, fixed, 5)
     axes = tuple(range(2, 2 + len(shape)))
-    warped, target = (
-        F.pad(one_hot(moving, 5)[:, :, 1:], [0, 0] * (len(shape) - 1) + [0, 1]),
-        one_hot(fixed, 5),
-    )
-    assert sums.dtype == torch.float64
-    assert torch.equal(sums, torch.stack([(warped * target).sum(axes), warped.sum(axes), target.sum(axes)]))
+    source, target = one_hot(moving, 5), one_hot(fixed, 5)
+    warped = F.pad(source[:, :, 1:], [0, 0] * (len(shape) - 1) + [0, 1])
+    expected = [(warped * target).sum(axes), warped.sum(axes), target.sum(axes), source.sum(axes)]
+    assert sums.dtype == torch.float64 and torch.equal(sums, torch.stack(expected))
 
 
 @pytest.mark.parametrize("shape", [(8, 9), (5, 6, 7)], ids=str)
@@ -392,8 +464,8 @@ def test_label_terms_take_displacements_of_any_memory_layout(shape, layout):
     }[layout]()
     for loss in LABEL_TERMS:
         leaf = view.detach().requires_grad_()
-        value = loss(moving, leaf, fixed, 4)
-        expected = gradients(lambda u, loss=loss: loss(moving, u, fixed, 4), u.contiguous())
+        value = loss(moving, leaf, fixed)
+        expected = gradients(lambda u, loss=loss: loss(moving, u, fixed), u.contiguous())
         torch.testing.assert_close((value.detach(), *torch.autograd.grad(value, leaf)), expected)
 
 
@@ -403,7 +475,7 @@ def test_label_terms_need_far_less_memory_than_one_channel_per_class(monkeypatch
     moving, fixed = blocks(shape, classes, 0), blocks(shape, classes, 1)
     u = motion(shape, 1).float().requires_grad_()
     with torch.profiler.profile(profile_memory=True) as profile:
-        losses.soft_dice(moving, u, fixed, classes).backward()
+        losses.soft_dice(moving, u, fixed).backward()
     changes = [e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = list(itertools.accumulate(changes))
     channels = 4 * classes * math.prod(shape)
@@ -411,22 +483,29 @@ def test_label_terms_need_far_less_memory_than_one_channel_per_class(monkeypatch
 
 
 @pytest.mark.parametrize("loss", LABEL_TERMS)
+@pytest.mark.parametrize("labels", [range(4), (0, 1, 2, 3, 40)], ids=str)
+@pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(
-    "which,value,message",
+    "value,dtype",
     [
-        (0, -1, "moving_labels: expected values >= 0, got -1"),
-        (1, -3, "fixed_labels: expected values >= 0, got -3"),
-        (0, 7, "classes: labels reach 7, so at least 8 classes are needed, got 4"),
-        (1, 4, "classes: labels reach 4, so at least 5 classes are needed, got 4"),
-        (1, 260, "classes: labels reach 260, so at least 261 classes are needed, got 4"),
+        (-1, torch.int64),
+        (7, torch.uint8),
+        (260, torch.uint16),
+        (2**63 + 5, torch.uint64),
+        (2**62, torch.int64),
     ],
 )
-def test_labels_outside_the_classes_are_refused_in_one_line(loss, which, value, message):
-    labels = [random_labels((8, 9), 4, k, batch=2) for k in (0, 1)]
-    labels[which][1, 0, 3, 4] = value
+def test_labels_that_do_not_count_are_refused_in_one_line(loss, labels, which, value, dtype):
+    maps = [random_labels((8, 9), 4, k, batch=2) for k in (0, 1)]
+    maps[which][1, 0, 3, 4] = 4
+    maps[which] = renamed(maps[which], (0, 1, 2, 3, value), dtype)
     with pytest.raises(ValueError) as error:
-        loss(labels[0], torch.zeros(2, 2, 8, 9), labels[1], 4)
-    assert str(error.value) == message
+        loss(maps[0], torch.zeros(2, 2, 8, 9), maps[1], labels)
+    name = ("moving_labels", "fixed_labels")[which]
+    assert str(error.value) == (
+        f"{name}: the label {value} is none of the {len(labels)} in labels; "
+        "add it to them, or make it background (0)"
+    )
 
 
 @pytest.mark.parametrize("loss", LABEL_TERMS)
@@ -435,19 +514,23 @@ def test_label_maps_and_displacement_must_have_one_batch_size(loss, batches):
     # Without the check, only the first label map would be used.
     moving, fixed = (random_labels((8, 9), 4, k, batch) for k, batch in zip((0, 2), (batches[0], batches[2])))
     with pytest.raises(ValueError, match="batch"):
-        loss(moving, torch.zeros(batches[1], 2, 8, 9), fixed, 4)
+        loss(moving, torch.zeros(batches[1], 2, 8, 9), fixed)
 
 
 @pytest.mark.parametrize("loss", LABEL_TERMS)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), 1e30, float("nan")])
-def test_a_displacement_that_is_not_finite_breaks_no_label_term(loss, value):
+@pytest.mark.parametrize("where", [(0, 1, 2, 3), (1, 0, 0, 0), (1, 1, 7, 8)], ids=str)
+def test_the_label_terms_of_a_displacement_that_is_not_finite_are_nan(loss, value, where):
     # Training itself reports a loss that is not finite. A crash inside the label term would hide which pair
     # caused it.
-    labels, u = [random_labels((8, 9), 4, k) for k in (0, 1)], motion((8, 9), 1)
-    u[0, 1, 2, 3] = value
+    labels, u = [random_labels((8, 9), 4, k, 2) for k in (0, 1)], motion((8, 9), 1, batch=2)
+    u[where] = value
     u.requires_grad_()
-    loss(labels[0], u, labels[1], 4).backward()
-    assert torch.isfinite(u.grad).all() or math.isnan(value)
+    term = loss(labels[0], u, labels[1])
+    term.backward()
+    assert math.isnan(term.detach()) == (not math.isfinite(value))
+    other = 1 - where[0]
+    assert torch.isfinite(u.grad[other]).all() and u.grad[other].any()
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (4, 3, 5)], ids=str)
@@ -456,8 +539,18 @@ def test_label_overlap_keeps_the_contract_of_an_operation(shape):
     for u in (motion(shape, 1, batch=2), motion((*shape[:-2], *shape[:-3:-1]), 1, batch=2).transpose(-1, -2)):
         opcheck(label_overlap.label_overlap, (moving, u.requires_grad_(), fixed, 4))
         _, seen = label_overlap.label_overlap(moving, u.detach(), fixed, 4)
-        slopes = noise((2, 4), channels=3)[0]
+        slopes = noise((2, 4), channels=4)[0]
         opcheck(label_overlap.label_overlap_backward, (slopes, moving, u.detach(), fixed, seen, 4))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_compact_maps_keep_the_contract_of_an_operation(dtype):
+    maps = random_labels((5, 6), 4, 0, 2)
+    for numbers in ([0, 1, 2, 3], [0, 3, 70, 100]):
+        for one in (maps, maps.transpose(2, 3)):
+            given = (renamed(one, numbers, dtype), *table(numbers, dtype), 4, "moving_labels")
+            opcheck(torch.ops.tvf_core.compact_labels, given)
+            assert torch.equal(compact(given[0], numbers, "moving_labels"), one.to(torch.uint8))
 
 
 @each_size
@@ -526,7 +619,7 @@ def test_the_lddmm_loss_is_the_papers_eq_2_with_the_factors_that_the_docstring_s
     method = METHODS["tm-tvf-lddmm"]
     constants = {name: number.value for name, number in method.constants[dim].items()}
     weights = method.weights(dim)
-    terms = objectives.standard_terms(weights, constants, batch, displacement, velocity, classes)
+    terms = objectives.standard_terms(weights, constants, batch, displacement, velocity, range(classes))
     assert set(terms) == {"mse", "lddmm"} | ({"label_mse"} if dim == 3 else set())
 
     # the sums of eq. 2, per pair: v_t is the motion of an interval
@@ -604,12 +697,12 @@ def test_gradients_of_the_label_terms_are_right():
     cell = np.stack([rng.integers(0, 3, (4, 5)), rng.integers(0, 4, (4, 5))])
     u = torch.tensor(cell + rng.uniform(0.2, 0.8, cell.shape) - x)[None].requires_grad_()
     for loss in LABEL_TERMS:
-        auto = torch.autograd.grad(loss(moving, u, fixed, 3), u)[0]
+        auto = torch.autograd.grad(loss(moving, u, fixed), u)[0]
         for where in itertools.islice(np.ndindex(*u.shape), 0, None, 7):
             step = torch.zeros_like(u)
             step[where] = 1e-2
             with torch.no_grad():
-                slope = (loss(moving, u + step, fixed, 3) - loss(moving, u - step, fixed, 3)) / 2e-2
+                slope = (loss(moving, u + step, fixed) - loss(moving, u - step, fixed)) / 2e-2
             assert float(auto[where]) == pytest.approx(float(slope), abs=1e-4)
 
 
@@ -619,14 +712,14 @@ def test_standard_terms_are_weighted_and_label_terms_dropped_without_labels(shap
     batch = {
         "moving": noise(shape, 0).float(),
         "fixed": noise(shape, 1).float(),
-        "moving_labels": random_labels(shape, 4, 0),
-        "fixed_labels": random_labels(shape, 4, 1),
+        "moving_labels": renamed(random_labels(shape, 4, 0), (0, 7, 1000, 2035), torch.int32),
+        "fixed_labels": renamed(random_labels(shape, 4, 1), (0, 7, 1000, 2035), torch.int32),
     }
     constants = dict(alpha=0.02, gamma=0.03, beta=2)
     weights = {term: 1.5 + k for k, term in enumerate(objectives.TERMS)}
     for convention in (layers.STANDARD, layers.RELEASED):
         sampled = released.sampled(u) if convention is layers.RELEASED else u
-        labels = (batch["moving_labels"], sampled, batch["fixed_labels"], 4)
+        labels = (batch["moving_labels"], sampled, batch["fixed_labels"])
         warped = fields.warp(batch["moving"], sampled)
         value = {
             "lncc": losses.lncc(warped, batch["fixed"]),
@@ -640,7 +733,7 @@ def test_standard_terms_are_weighted_and_label_terms_dropped_without_labels(shap
             "lddmm_released": released.lddmm_energy(v, alpha=0.02, gamma=0.03),
         }
         assert set(value) == set(objectives.TERMS)
-        terms = objectives.standard_terms(weights, constants, batch, u, v, 4, convention)
+        terms = objectives.standard_terms(weights, constants, batch, u, v, (0, 7, 1000, 2035), convention)
         assert list(terms) == list(weights)
         for term, weight in weights.items():
             torch.testing.assert_close(terms[term], weight * value[term], rtol=1e-4, atol=1e-5)

@@ -187,7 +187,7 @@ def build(method, dim, size="demo", **kwargs):
     torch.manual_seed(0)
     config, _ = NetworkConfig.fitting(method, dim, size=size, **kwargs)
     network = Model(config).network
-    return network, objective(config, network, classes=3)
+    return network, objective(config, network, labels=range(3))
 
 
 def batch(shape, seed=0):

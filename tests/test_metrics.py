@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from surface_distance import lookup_tables
 
 from tvf_core import metrics
 from tvf_core.metrics.feature_similarity import fsim, phase_congruency
@@ -36,6 +37,73 @@ def test_dice_skips_labels_missing_before_the_warp_and_punishes_those_lost_in_it
     ours = metrics.dice(warped, fixed, moving, labels)
     np.testing.assert_allclose(ours, expected)
     assert np.isnan(ours[[1, 2, 5]]).all() and ours[4] == 0
+
+
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+NUMBERS = (-(2**63), -(2**31), -200, -3, -1, 0, 1, 5, 127, 255, 2035, 2**16 - 1, 20_000_000, 614_454_277)
+NUMBERS += (2**31 + 5, 2**32 - 1, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("shape", [(9, 10), (1, 17), (5, 6, 4), (7, 1, 3)], ids=str)
+def test_overlap_of_labels_of_any_type_and_number_is_that_of_small_ones(dtype, shape):
+    # Any array with a place for each number up to the largest would not fit into the memory.
+    limits = np.iinfo(dtype)
+    numbers = [k for k in NUMBERS if limits.min <= k <= limits.max]
+    small = [random_labels(shape, len(numbers) - 1, seed) for seed in range(3)]
+    small[2][small[2] == 1], small[1][small[1] == 2], small[0][small[0] == 3] = 0, 0, 0
+    large = [torch.from_numpy(np.array(numbers, dtype=dtype)[x.numpy()]) for x in small]
+    order = np.random.default_rng(0).permutation(len(numbers))
+    expected = [metrics.dice(*small, range(len(numbers))), metrics.hd95(*small, range(len(numbers)))]
+    assert np.isfinite(expected[0]).any() and np.isfinite(expected[1]).any()
+    for measure, scores in zip((metrics.dice, metrics.hd95), expected):
+        np.testing.assert_array_equal(measure(*large, numbers), scores)
+        np.testing.assert_array_equal(measure(*large, [numbers[k] for k in order]), scores[order])
+        # Numbers that the maps do not hold, or that their type cannot, are missing; others do not count.
+        others = (-9, 2**63 + 11, 77, 2**64 + 7)
+        found = measure(*large, [*others, numbers[-1], numbers[-1], numbers[0]])
+        assert np.isnan(found[: len(others)]).all()
+        np.testing.assert_array_equal(found[len(others) :], scores[[-1, -1, 0]])
+        assert measure(*large, []).shape == (0,)
+
+
+def test_maps_of_different_types_are_compared_by_their_numbers():
+    maps = [random_labels((9, 10), 3, seed) for seed in range(3)]
+    for measure in (metrics.dice, metrics.hd95):
+        expected = measure(*maps, [0, 1, 2, 3])
+        for k in range(8):
+            types = [INTEGERS[(k + step) % 8] for step in (0, 3, 5)]
+            mixed = [x.to(getattr(torch, dtype)) for x, dtype in zip(maps, types)]
+            np.testing.assert_array_equal(measure(*mixed, [0, 1, 2, 3]), expected)
+        # -1 has the bits of the largest number of uint64, and is another label all the same.
+        signed = -torch.ones(1, 1, 4, 5, dtype=torch.int64)
+        unsigned = signed.view(torch.uint64)
+        assert np.isnan(measure(signed, unsigned, signed, [-1, 2**64 - 1])).all()
+        lost = measure(signed, unsigned, unsigned, [2**64 - 1, -1])
+        assert lost[0] == (0 if measure is metrics.dice else np.inf) and np.isnan(lost[1])
+
+
+@pytest.mark.parametrize("measure", [metrics.dice, metrics.hd95])
+@pytest.mark.parametrize("batches", [(2, 2, 2), (2, 1, 1), (1, 2, 1), (1, 1, 2), (0, 0, 0)], ids=str)
+def test_overlap_is_measured_of_one_pair_at_a_time(measure, batches):
+    maps = [random_labels((8, 9), 3, 0).expand(batch, 1, 8, 9) for batch in batches]
+    wrong = next(batch for batch in batches if batch != 1)
+    with pytest.raises(ValueError) as error:
+        measure(*maps, [1])
+    assert str(error.value) == (
+        f"{measure.__name__}: expected one pair (1, ...), got a batch of {wrong}; score the pairs one by one"
+    )
+
+
+@pytest.mark.parametrize("labels", [3, [1.0], ["1"], [None]], ids=str)
+def test_labels_to_score_are_whole_numbers(labels):
+    maps = [random_labels((8, 9), 3, 0)] * 3
+    for measure in (metrics.dice, metrics.hd95):
+        with pytest.raises(TypeError, match="labels: expected label numbers such as"):
+            measure(*maps, labels)
+        one = measure(*maps, [2])
+        for same in ((2,), np.array([2], np.uint8), torch.tensor([2]), {2: "two"}, range(2, 3)):
+            np.testing.assert_array_equal(measure(*maps, same), one)
 
 
 def literal_sdlogj(u):
@@ -204,6 +272,93 @@ def test_hd95_skips_labels_missing_before_the_warp_and_is_infinite_for_those_los
     fixed, moving, warped = one + 2 * two, 2 * two + 3 * one, 1 * one
     scores = metrics.hd95(warped, fixed, moving, [1, 2, 3])  # 1 is missing in moving, 3 in fixed, 2 was lost
     assert np.isnan(scores[[0, 2]]).all() and np.isinf(scores[1])
+
+
+def surface(mask, spacing):
+    """Places and sizes of the surface elements of a mask: 2 x 2 (x 2) voxels that are not all in or out."""
+    corners = list(itertools.product((0, 1), repeat=mask.ndim))
+    padded, places, sizes = np.pad(mask, 1), [], []
+    for where in np.ndindex(*(n - 1 for n in padded.shape)):
+        inside = [bool(padded[tuple(np.add(where, c))]) for c in corners]
+        if any(inside) and not all(inside):
+            places.append(np.multiply(where, spacing))
+            sizes.append(length(inside, spacing) if mask.ndim == 2 else area(inside, spacing))
+    return np.array(places), np.array(sizes)
+
+
+def length(inside, spacing):
+    """Length of the lines that part four pixels (0, 0), (0, 1), (1, 0), (1, 1), from edge to edge."""
+    edges = {(0, 1): (0, 0.5), (0, 2): (0.5, 0), (1, 3): (0.5, 1), (2, 3): (1, 0.5)}
+    cut = [np.multiply(middle, spacing) for (a, b), middle in edges.items() if inside[a] != inside[b]]
+    if len(cut) == 2:
+        return math.dist(*cut)
+    return 2 * math.dist((0, 0), np.multiply(spacing, 0.5))  # two corners are cut off
+
+
+def area(inside, spacing):
+    """Area of the surface in a cube of eight voxels, of which unit cubes' surfaces have these normals."""
+    code = sum(2 ** (7 - k) * one for k, one in enumerate(inside))
+    normals = np.array(lookup_tables._NEIGHBOUR_CODE_TO_NORMALS[code])
+    return np.linalg.norm(math.prod(spacing) * normals / spacing, axis=1).sum()  # det(S) S^-T n
+
+
+def literal_hd95(one, other, spacing):
+    """Distances of every surface element to every other, and the percentile weighted by their sizes."""
+    (a, size_a), (b, size_b) = (surface(mask, np.asarray(spacing, float)) for mask in (one, other))
+    distances = np.linalg.norm(a[:, None] - b[None], axis=-1)
+    found = []
+    for nearest, size in ((distances.min(1), size_a), (distances.min(0), size_b)):
+        order = np.argsort(nearest)
+        share = np.cumsum(size[order]) / size.sum()
+        found.append(nearest[order][np.argmax(share >= 0.95)])
+    return max(found)
+
+
+SPACINGS = {2: [(1, 1), (1, 3), (2.5, 0.7)], 3: [(1, 1, 1), (1, 1, 4), (0.5, 3, 1.2)]}
+
+
+@pytest.mark.parametrize("shape", [(19, 17), (14, 1), (9, 10, 8), (1, 9, 9)], ids=str)
+@pytest.mark.parametrize("blur", [0.7, 2.0])
+def test_hd95_equals_a_brute_force_with_voxels_of_any_shape(shape, blur):
+    masks = []
+    for seed in (0, 1):
+        values = np.random.default_rng(seed).standard_normal(shape)
+        values = ndimage.gaussian_filter(values, [min(blur, n - 1) for n in shape])
+        masks.append(values > np.quantile(values, 0.6))
+    maps = [torch.tensor(mask[None, None]).long() for mask in masks]
+    scores = {}
+    for spacing in SPACINGS[len(shape)]:
+        [scores[spacing]] = metrics.hd95(*maps, maps[1], [1], spacing)
+        assert scores[spacing] == pytest.approx(literal_hd95(*masks, spacing), rel=1e-12)
+        [twice] = metrics.hd95(*maps, maps[1], [1], tuple(2 * s for s in spacing))
+        assert twice == pytest.approx(2 * scores[spacing]) and twice > 0
+    if blur == 2 and min(shape) > 1:
+        assert len(set(scores.values())) == 3  # the shape of the voxels matters
+    cube = scores[(1,) * len(shape)]
+    for default in ([], [1], [1.0], [(1,) * len(shape)], [np.ones(len(shape))], [torch.ones(len(shape))]):
+        assert metrics.hd95(*maps, maps[1], [1], *default) == [cube]
+
+
+@pytest.mark.parametrize("axis,dim", [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)])
+def test_hd95_of_a_box_shifted_along_an_axis_is_in_the_unit_of_its_voxels(axis, dim):
+    spacing = (0.8, 1.5, 3.0)[:dim]
+    first = np.full(dim, 4)
+    fixed, moved = (
+        box((20, 21, 22)[:dim], a, a + 9) for a in (first, first + 3 * np.eye(dim, dtype=int)[axis])
+    )
+    assert metrics.hd95(moved, fixed, fixed, [1], spacing) == pytest.approx([3 * spacing[axis]])
+
+
+@pytest.mark.parametrize(
+    "spacing", [0, -1, np.nan, np.inf, (1, 0), (1, np.nan), (1,), (1, 1, 1), [[1, 1]], "a", None, ()]
+)
+def test_a_spacing_that_is_none_is_refused_in_one_line(spacing):
+    labels = box((8, 9), (2, 2), (5, 5))
+    with pytest.raises(ValueError) as error:
+        metrics.hd95(labels, labels, labels, [1], spacing)
+    assert str(error.value) == (
+        f"spacing: expected the size of a voxel, one number above 0 or 2 for the 2 axes, got {spacing!r}"
+    )
 
 
 def literal_ndv(u):

@@ -72,7 +72,7 @@ def test_the_released_method_trains_with_the_released_warp(toy_data, tmp_path):
         first = run(method, "toy2d", 1, tmp_path / method)["history"][0]
         convention = RELEASED if method == "tm-tvf-released" else STANDARD
         expected = standard_terms(
-            METHODS[method].weights(2), {}, batch, nothing, None, part.classes, convention
+            METHODS[method].weights(2), {}, batch, nothing, None, part.label_numbers, convention
         )
         seen[method] = first["lncc"]
         for term in ("lncc", "dice"):
@@ -184,7 +184,9 @@ def test_a_stacked_batch_holds_each_pair_in_its_order(toy_data):
     for row, (moving, fixed) in enumerate([(0, 1), (3, 2)]):
         for key, value in part.take(moving, fixed).items():
             assert torch.equal(batch[key][row], value)
-    terms = standard_terms(METHODS["tm"].weights(2), {}, batch, torch.zeros(2, 2, 32, 29), None, part.classes)
+    terms = standard_terms(
+        METHODS["tm"].weights(2), {}, batch, torch.zeros(2, 2, 32, 29), None, part.label_numbers
+    )
     assert terms.keys() == {"lncc", "diffusion"}
 
 

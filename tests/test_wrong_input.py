@@ -142,14 +142,59 @@ LABELS = torch.ones(PLANE, dtype=torch.long)
 ZERO = torch.zeros(1, 2, 24, 20)
 CALLS = {  # name: (call, error, words)
     "labels as float": (
-        lambda: losses.soft_dice(LABELS.float(), ZERO, LABELS, 3),
+        lambda: losses.soft_dice(LABELS.float(), ZERO, LABELS),
         TypeError,
         ["moving_labels", "integers", "float32"],
     ),
-    "negative labels": (
-        lambda: losses.label_mse(LABELS, ZERO, -LABELS, 3),
+    "labels that are no numbers": (
+        lambda: losses.label_mse(LABELS, ZERO, LABELS, [0, 1.0]),
+        TypeError,
+        ["labels", "numbers", "[0, 1.0]"],
+    ),
+    "a number of labels": (
+        lambda: losses.soft_dice(LABELS, ZERO, LABELS, 36),
+        TypeError,
+        ["labels", "such as (0, 1, 2)", "36"],
+    ),
+    "a label that does not count": (
+        lambda: losses.label_mse(LABELS, ZERO, -LABELS, (0, 1)),
         ValueError,
-        ["fixed_labels", ">= 0", "-1"],
+        ["fixed_labels", "label -1", "none of the 2", "background"],
+    ),
+    "label maps by an infinite displacement": (
+        lambda: fields.warp_labels(LABELS, ZERO - torch.inf),
+        ValueError,
+        ["displacement", "NaN or infinite"],
+    ),
+    "labels and displacements of two batch sizes": (
+        lambda: fields.warp_labels(LABELS.expand(2, 1, 24, 20), ZERO.expand(3, 2, 24, 20)),
+        ValueError,
+        ["batch of 2", "batch of 3"],
+    ),
+    "a batch for a measure of one pair": (
+        lambda: metrics.hd95(*[LABELS.expand(2, 1, 24, 20)] * 3, [1]),
+        ValueError,
+        ["hd95", "one pair (1, ...)", "batch of 2", "one by one"],
+    ),
+    "a negative voxel size": (
+        lambda: metrics.hd95(LABELS, LABELS, LABELS, [1], (1, -2)),
+        ValueError,
+        ["spacing", "above 0", "2 for the 2 axes", "(1, -2)"],
+    ),
+    "voxel sizes of three axes for two": (
+        lambda: metrics.hd95(LABELS, LABELS, LABELS, [1], (1, 2, 3)),
+        ValueError,
+        ["spacing", "2 for the 2 axes", "(1, 2, 3)"],
+    ),
+    "an infinite voxel size": (
+        lambda: metrics.hd95(LABELS, LABELS, LABELS, [1], torch.inf),
+        ValueError,
+        ["spacing", "inf"],
+    ),
+    "a voxel size as text": (
+        lambda: metrics.hd95(LABELS, LABELS, LABELS, [1], "1 mm"),
+        ValueError,
+        ["spacing", "1 mm"],
     ),
     "labels without channel": (
         lambda: metrics.dice(LABELS[0], LABELS, LABELS, [1]),
@@ -162,14 +207,9 @@ CALLS = {  # name: (call, error, words)
         ["moving", "(24, 19)", "(24, 20)"],
     ),
     "labels for two channels": (
-        lambda: losses.soft_dice(LABELS.expand(1, 2, 24, 20), ZERO, LABELS, 3),
+        lambda: losses.soft_dice(LABELS.expand(1, 2, 24, 20), ZERO, LABELS),
         ValueError,
         ["(1, 2, 24, 20)"],
-    ),
-    "too few classes": (
-        lambda: losses.soft_dice(LABELS, ZERO, LABELS, 1),
-        ValueError,
-        ["labels reach 1", "2 classes", "got 1"],
     ),
     "components": (
         lambda: fields.warp(torch.rand(PLANE), torch.zeros(1, 3, 24, 20)),

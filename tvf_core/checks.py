@@ -80,20 +80,16 @@ def check_one_pair(tensor: torch.Tensor, name: str) -> None:
         )
 
 
-def check_labels(
-    labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels", values: bool = True
-) -> int:
-    """Check an integer label map ``(B, 1, *S)``, of the same size as ``like`` if given, and return its D.
+def check_labels(labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels") -> int:
+    """Check a label map ``(B, 1, *S)``, of the same size as ``like`` if given, and return its D.
 
-    ``values=False`` skips the search for negative values, for callers that inspect the values themselves.
+    It may be of any integer type and hold any numbers.
     """
     rank = spatial_rank(labels, name)
-    if labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers (0 is background), got {labels.dtype}")
     if labels.shape[1] != 1:
         raise ValueError(f"{name}: expected (batch, 1, *space), got shape {tuple(labels.shape)}")
-    if values and int(labels.min()) < 0:
-        raise ValueError(f"{name}: expected values >= 0, got {int(labels.min())}")
     if like is not None and labels.shape[2:] != like.shape[2:]:
         raise ValueError(f"{name}: space {tuple(labels.shape[2:])} differs from {tuple(like.shape[2:])}")
     return rank

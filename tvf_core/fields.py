@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .checks import check_field, check_labels, check_points, spatial_rank
+from .labels import as_int64, from_int64
 
 MODES = {"linear": "bilinear", "nearest": "nearest"}  # grid_sample calls trilinear "bilinear" too
 
@@ -109,16 +110,33 @@ def warp(
 
 
 def warp_labels(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Pull an integer label map ``(B, 1, *S)`` back by nearest neighbour.
+    """Pull a label map ``(B, 1, *S)`` back by nearest neighbour.
 
-    As in Learn2Reg's evaluation, a voxel becomes background if its source lies outside ``[0, s - 1]`` along
-    any axis, even by less than half a voxel.
+    The map may be of any integer type and hold any numbers: they come back as they are, in the same type. As
+    in Learn2Reg's evaluation, a voxel becomes background (0) if its source lies outside ``[0, s - 1]`` along
+    any axis, even by less than half a voxel. ValueError for a displacement with NaN or infinite values, for
+    which a label map has no number.
     """
     check_labels(labels, displacement)
-    warped = warp(labels.to(torch.float32), displacement, "nearest", "border").to(labels.dtype)
-    points = identity_grid(displacement.shape[2:], displacement.device) + displacement
+    if not torch.stack(displacement.aminmax()).isfinite().all():
+        raise ValueError("displacement: has NaN or infinite values, by which no label map can be warped")
+    batch = max(len(labels), len(displacement))
+    if not {len(labels), len(displacement)} <= {1, batch}:
+        raise ValueError(
+            f"cannot warp a batch of {len(labels)} label maps by a batch of {len(displacement)} displacements"
+        )
+    grid = identity_grid(displacement.shape[2:], displacement.device)
+    # Labels themselves are never interpolated: the nearest voxels' coordinates are, which are small numbers.
+    index = 0
+    for size, nearest in zip(grid.shape[2:], warp(grid, displacement, "nearest", "border").unbind(1)):
+        index = index * size + nearest.long()
+    stored = as_int64(labels).flatten(1)
+    warped = stored.expand(batch, -1).gather(1, index.flatten(1).expand(batch, -1))
+    points = grid + displacement
     last = points.new_tensor(displacement.shape[2:]).view(1, -1, *[1] * (points.dim() - 2)) - 1
-    return warped * ((points >= 0) & (points <= last)).all(1, keepdim=True)
+    inside = ((points >= 0) & (points <= last)).all(1, keepdim=True)
+    background = as_int64(labels.new_zeros(1))
+    return from_int64(torch.where(inside, warped.view(batch, 1, *grid.shape[2:]), background), labels.dtype)
 
 
 def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:

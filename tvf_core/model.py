@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -166,7 +168,7 @@ def check_constants(method: str, constants: dict | None, weights: dict[str, floa
 def objective(
     config: NetworkConfig,
     network: nn.Module,
-    classes: int = 0,
+    labels: Sequence[int] = (),
     weights: dict[str, float] | None = None,
     constants: dict[str, float] | None = None,
 ) -> Objective:
@@ -176,7 +178,7 @@ def objective(
     Parameters
     ----------
     config, network : the network and what it is.
-    classes : labels including background; 0 for none.
+    labels : the label numbers that count, background (0) among them; none for data without labels.
     weights : term -> weight instead of the method's own; for methods whose terms are the standard ones.
     constants : name -> value instead of the method's own; those not named stay.
     """
@@ -185,4 +187,4 @@ def objective(
     check_constants(config.method, constants, weights)
     known = known_constants(config.method, config.dim, weights)
     numbers = {name: number.value for name, number in known.items()} | (constants or {})
-    return entry.objective(network, weights or entry.weights(config.dim), numbers, classes)
+    return entry.objective(network, weights or entry.weights(config.dim), numbers, labels)

@@ -78,7 +78,7 @@ def of_profile(profile: Profile) -> tuple[Setting, tuple[int, ...]]:
         shape, labels = RELEASES[profile.data]
     else:
         data = load(profile.data, "train", profile.image_size or None)
-        shape, labels = data.shape, max(data.classes, 2)
+        shape, labels = data.shape, max(len(data.label_numbers), 2)
     shape = (profile.image_size,) * len(shape) if profile.image_size else shape
     time_steps = tuple(dict.fromkeys((profile.time_steps, RELEASED_TIME_STEPS)))
     return Setting(shape, labels, profile.size, profile.time_steps, profile.batch), time_steps

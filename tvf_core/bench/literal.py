@@ -36,21 +36,26 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
     return -(cross * cross / (var_a * var_b + eps)).mean()
 
 
-def soft_dice(moving_labels, displacement, fixed_labels, classes: int, at_once: bool = False) -> torch.Tensor:
-    """Soft Dice of one-hot maps, warped one by one as in the released code, or ``at_once`` in one warp."""
+def soft_dice(moving_labels, displacement, fixed_labels, labels, at_once: bool = False) -> torch.Tensor:
+    """Soft Dice of one-hot maps, warped one by one as in the released code, or ``at_once`` in one warp.
+
+    ``labels`` are the numbers from 0 on. The mean is over those that occur in a pair.
+    """
     moving, fixed = (
-        F.one_hot(x[:, 0].long(), classes).movedim(-1, 1).contiguous() for x in (moving_labels, fixed_labels)
+        F.one_hot(x[:, 0].long(), len(labels)).movedim(-1, 1).contiguous()
+        for x in (moving_labels, fixed_labels)
     )
     if at_once:
         warped = fields.warp(moving.to(displacement.dtype), displacement)
     else:
         warped = torch.cat(
-            [fields.warp(moving[:, k : k + 1].to(displacement.dtype), displacement) for k in range(classes)],
+            [fields.warp(moving[:, k : k + 1].to(displacement.dtype), displacement) for k in labels],
             dim=1,
         )
     axes = tuple(range(2, warped.dim()))
-    overlap = (warped * fixed).sum(axes)
-    return 1 - (2 * overlap / ((warped * warped).sum(axes) + (fixed * fixed).sum(axes) + 1e-5)).mean()
+    overlap, occurs = (warped * fixed).sum(axes), (moving + fixed).amax(axes) > 0
+    scores = 2 * overlap / ((warped * warped).sum(axes) + (fixed * fixed).sum(axes) + 1e-5)
+    return 1 - (scores.sum(1) / occurs.sum(1)).mean()
 
 
 def flow(velocity: torch.Tensor) -> torch.Tensor:

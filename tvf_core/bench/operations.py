@@ -34,7 +34,7 @@ class Setting:
     Attributes
     ----------
     shape : size of the image in voxels.
-    labels : number of classes, including background.
+    labels : number of labels, including background.
     network, time_steps : size and N of TM-TVF, which takes Euler steps.
     compiled : also measure the compiled forward pass; on a CPU this needs a C++ compiler and takes minutes.
     """
@@ -114,7 +114,7 @@ def label_dice(s: Setting) -> Operation:
 
     def form(loss):
         def run():
-            value = loss(moving, u, fixed, s.labels)
+            value = loss(moving, u, fixed, range(s.labels))
             return [value.detach(), *_gradients(value, [u])]
 
         return run
@@ -237,13 +237,13 @@ def train_step(s: Setting) -> Operation:
         warped = fields.warp(batch["moving"], u)
         dice = 0
         if u.shape[1] == 3:
-            dice = literal.soft_dice(batch["moving_labels"], u, batch["fixed_labels"], s.labels)
+            dice = literal.soft_dice(batch["moving_labels"], u, batch["fixed_labels"], range(s.labels))
         return literal.lncc(warped, batch["fixed"]) + dice + losses.diffusion(u)
 
     def our_loss(batch, u):
         dim = u.shape[1]
-        classes = s.labels if dim == 3 else 0
-        return sum(standard_terms(METHODS["tm-tvf"].weights(dim), {}, batch, u, None, classes).values())
+        labels = range(s.labels if dim == 3 else 0)
+        return sum(standard_terms(METHODS["tm-tvf"].weights(dim), {}, batch, u, None, labels).values())
 
     def form(network, loss_of, precision=None, recompute=False):
         # With a learning rate of 0, every run starts from the same weights.

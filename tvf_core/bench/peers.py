@@ -52,7 +52,8 @@ def lncc(dim: int, device: str) -> dict:
 def soft_dice() -> dict:
     """Soft Dice of a warped label map: name -> loss.
 
-    The loss takes moving labels, displacement, fixed labels and the number of classes.
+    The loss takes moving labels, displacement, fixed labels and the label numbers from 0 on.
+    Its mean is over all of these, also over those that do not occur.
     """
     if not _here("monai"):
         return {}
@@ -64,8 +65,8 @@ def soft_dice() -> dict:
         warp = Warp(mode="bilinear", padding_mode="zeros")
     dice = DiceLoss(squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
     return {
-        "monai": lambda moving, u, fixed, classes: dice(
-            warp(one_hot(moving, classes), u), one_hot(fixed, classes)
+        "monai": lambda moving, u, fixed, labels: dice(
+            warp(one_hot(moving, len(labels)), u), one_hot(fixed, len(labels))
         )
     }
 

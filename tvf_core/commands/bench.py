@@ -38,7 +38,7 @@ def bench(
         profile: take size, labels, network, batch and N from a profile, e.g. paper_oasis; its data need not
             be here. N is then measured as in the profile and as in the released scripts, 12.
         size: voxels of the image along each axis; default 96 96 128.
-        labels: number of classes, background among them; default 36.
+        labels: number of labels, background among them; default 36.
         network: size of TM-TVF: demo, tiny, small, base (the default), large or huge.
         time_steps: N of TM-TVF; several are measured one after the other. Default 8.
         batch: images at once; default 1.

@@ -128,7 +128,7 @@ def export_l2r(
         method, data, out, weights=weights, constants=profiles.to_register(profile, method), split=split
     )
     print(f"{files[0].parent}: {len(files)} displacements, {files[0].name} first")
-    if load(data, split).classes:
+    if load(data, split).label_numbers:
         found = learn2reg.scores(out, data, split)
         print(f"as written: Dice {found['dice']:.4f}, HD95 {found['hd95']:.4f}, SDlogJ {found['sdlogj']:.4f}")
 

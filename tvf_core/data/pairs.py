@@ -72,9 +72,9 @@ class PairData:
         return self.images.shape[1:]
 
     @property
-    def classes(self) -> int:
-        """Number of label classes including background; 0 without labels."""
-        return max(self.label_names) + 1 if self.label_names else 0
+    def label_numbers(self) -> tuple[int, ...]:
+        """Label numbers that count, ascending: background (0) and those with a name; () without labels."""
+        return tuple(sorted({0, *self.label_names})) if self.label_names else ()
 
     def fingerprint(self) -> str:
         """Hash by which results tell what they are from: ``origin``, else that of the images and labels."""

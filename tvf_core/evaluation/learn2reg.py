@@ -158,7 +158,7 @@ def scores(folder: Path, data: str, split: str = "val", progress: bool = True) -
     have no labels.
     """
     pairs = load(data, split, None, progress)
-    if not pairs.classes:
+    if not pairs.label_numbers:
         raise ValueError(f"{data}: the {split} split has no labels, so there is nothing to score")
     files = [Path(folder) / TASK / file_name(pairs.pair_name(k)) for k in range(len(pairs))]
     for file in files:

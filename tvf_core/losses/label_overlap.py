@@ -15,12 +15,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 
 from ..checks import check_field, check_labels
 from ..fields import at_least_float32, for_sums
+from ..labels import compact, occurring, small, whole_numbers
 
 # Voxels per chunk: this bounds the memory, and small chunks fit a CPU's cache.
 CHUNK = {"cpu": 150_000, "cuda": 2_000_000}
@@ -30,75 +32,101 @@ def soft_dice(
     moving_labels: torch.Tensor,
     displacement: torch.Tensor,
     fixed_labels: torch.Tensor,
-    classes: int,
+    labels: Iterable[int] | None = None,
     eps: float = 1e-5,
 ) -> torch.Tensor:
     """1 - mean soft Dice of a linearly warped label map (Dice of the paper's eq. 3).
 
     Parameters
     ----------
-    moving_labels, fixed_labels : (B, 1, *S) integers, 0 is background.
+    moving_labels, fixed_labels : (B, 1, *S) integers of any type.
     displacement : (B, D, *S) voxels.
-    classes : number of classes including background, which enters the mean, as in the released code. A class
-        that is in neither map contributes a Dice of 0 and no gradient.
+    labels : the label numbers that count, background (0) among them; every label of the maps must be one of
+        them. None: the labels that occur in the batch, which takes time to find.
+
+    Returns
+    -------
+    The mean over the labels that occur in the moving or the fixed map of a pair, and then over pairs. NaN if
+    the displacement has NaN or infinite values.
+
+    Raises
+    ------
+    ValueError : a map has a label that is not in ``labels``.
 
     Notes
     -----
-    The value is computed from the label maps themselves and equals that of warping one channel per class.
+    The value is computed from the label maps themselves and equals that of warping one channel per label.
+    The released code takes the mean over all 36 labels of its data. That is the same where all occur; a label
+    that does not adds 1 / 36 to its loss, and no gradient.
     """
-    common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
-    return 1 - (2 * common / (warped + fixed + eps)).mean().to(displacement.dtype)
+    (common, warped, fixed), occurs = _overlap(moving_labels, displacement, fixed_labels, labels)
+    scores = 2 * common / (warped + fixed + eps)
+    return 1 - (scores.sum(1) / occurs.sum(1)).mean().to(displacement.dtype)
 
 
 def label_mse(
-    moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_labels: torch.Tensor, classes: int
+    moving_labels: torch.Tensor,
+    displacement: torch.Tensor,
+    fixed_labels: torch.Tensor,
+    labels: Iterable[int] | None = None,
 ) -> torch.Tensor:
-    """Mean squared difference of warped and fixed one-hot label maps (label term of the paper's eq. 2)."""
-    common, warped, fixed = _overlap(moving_labels, displacement, fixed_labels, classes)
-    return ((warped + fixed - 2 * common).sum() / (common.numel() * displacement[0, 0].numel())).to(
-        displacement.dtype
-    )
+    """Mean squared difference of warped and fixed one-hot label maps (label term of the paper's eq. 2).
+
+    Arguments, mean and errors are those of :func:`soft_dice`.
+    """
+    (common, warped, fixed), occurs = _overlap(moving_labels, displacement, fixed_labels, labels)
+    squares = (warped + fixed - 2 * common).sum(1) / occurs.sum(1)
+    return squares.mean().div(displacement[0, 0].numel()).to(displacement.dtype)
 
 
-def _overlap(moving_labels, displacement, fixed_labels, classes):
-    """Check the input and return the three sums of :func:`label_overlap`, each (B, classes)."""
+def _overlap(moving_labels, displacement, fixed_labels, labels):
+    """Check the input; return the first three sums of :func:`label_overlap`, and which labels occur.
+
+    The sums, each (B, labels), are NaN for a displacement that is not finite.
+    """
     check_field(displacement)
-    for labels, name in ((moving_labels, "moving_labels"), (fixed_labels, "fixed_labels")):
-        check_labels(labels, displacement, name, values=False)
-        if labels.shape[0] != displacement.shape[0]:
+    maps = {"moving_labels": moving_labels, "fixed_labels": fixed_labels}
+    for name, value in maps.items():
+        check_labels(value, displacement, name)
+        if value.shape[0] != displacement.shape[0]:
             raise ValueError(
-                f"{name}: a batch of {labels.shape[0]}, "
+                f"{name}: a batch of {value.shape[0]}, "
                 f"but the displacement is a batch of {displacement.shape[0]}"
             )
-    return label_overlap(
-        moving_labels, displacement.to(at_least_float32(displacement)), fixed_labels, classes
-    )[0]
+    numbers = occurring(*maps.values()) if labels is None else sorted(set(whole_numbers(labels)))
+    moving, fixed = (compact(value, numbers, name) for name, value in maps.items())
+    wide = displacement.to(at_least_float32(displacement))
+    sums = label_overlap(moving, wide, fixed, len(numbers))[0]
+    values = displacement.detach().flatten(1)
+    ends = torch.stack([values.amin(1), values.amax(1)])  # both are NaN where one value is
+    zero_or_nan = torch.where(ends.isfinite().all(0), 0.0, torch.nan)[:, None]
+    return sums[:3] + zero_or_nan, sums[2] + sums[3] > 0
 
 
 @torch.library.custom_op("tvf_core::label_overlap", mutates_args=())
 def label_overlap(
     moving_labels: torch.Tensor, displacement: torch.Tensor, fixed_labels: torch.Tensor, classes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over voxels of ``p f``, ``p^2`` and ``f^2`` for every class.
+    """Sums over voxels of ``p f``, ``p^2``, ``f^2`` and ``m^2`` for every class.
 
-    p and f are the warped and the fixed one-hot map of the class.
+    p, f and m are the warped, the fixed and the moving one-hot map of the class.
 
     Parameters
     ----------
-    moving_labels, fixed_labels : (B, 1, *S) integers in [0, classes).
+    moving_labels, fixed_labels : (B, 1, *S) integers in [0, classes): :func:`tvf_core.labels.compact` maps.
     displacement : (B, D, *S) voxels, float32 or float64. Outside the moving map there is no label.
 
     Returns
     -------
-    The sums, (3, B, classes) float64, and a map for the backward pass: the label of a voxel's neighbours
+    The sums, (4, B, classes) float64, and a map for the backward pass: the label of a voxel's neighbours
     where they agree, otherwise ``classes + 1``.
     """
-    _check_values(moving_labels, fixed_labels, classes)
     batch, shape = displacement.shape[0], displacement.shape[2:]
-    seen = torch.empty(batch, *shape, dtype=_small(classes), device=displacement.device)
-    sums = torch.zeros(3, batch, classes, dtype=for_sums(displacement.device), device=displacement.device)
+    seen = torch.empty(batch, *shape, dtype=small(classes), device=displacement.device)
+    sums = torch.zeros(4, batch, classes, dtype=for_sums(displacement.device), device=displacement.device)
     for k in range(batch):
         moving = _Neighbourhood(moving_labels[k, 0], classes)
+        sums[3, k] = torch.bincount(moving_labels[k].flatten(), minlength=classes)
         for rows in _chunks(displacement):
             fixed = fixed_labels[k, 0, rows].flatten()
             places = _places(displacement[k, :, rows], rows.start, displacement.shape[2:])
@@ -113,7 +141,7 @@ def label_overlap(
             sums[0, k] += counts[:, 1] + _bincount(fixed[edge], same, classes)
             squares = weights * _shares(labels, weights)
             sums[1, k] += counts.sum(1) + _bincount(labels.flatten(), squares.flatten(), classes)
-            sums[2, k] += torch.bincount(fixed.int(), minlength=classes)
+            sums[2, k] += torch.bincount(fixed, minlength=classes)
     return sums, seen
 
 
@@ -126,7 +154,7 @@ def label_overlap_backward(
     seen: torch.Tensor,
     classes: int,
 ) -> torch.Tensor:
-    """Gradient for the displacement, given that for the sums, ``slopes`` (3, B, classes)."""
+    """Gradient for the displacement, given that for the sums, ``slopes`` (4, B, classes)."""
     gradient = displacement.new_zeros(displacement.shape)
     # Neighbours outside the map have a class of their own, whose slopes are 0.
     in_common, in_square = F.pad(slopes[:2], [0, 1]).to(displacement.dtype)
@@ -156,7 +184,7 @@ class _Neighbourhood:
     """Look-up of neighbours in a label map, padded by two voxels of the label ``classes`` for outside."""
 
     def __init__(self, labels: torch.Tensor, classes: int):
-        padded = F.pad(labels.to(_small(classes)), [2, 2] * labels.dim(), value=classes)
+        padded = F.pad(labels.to(small(classes)), [2, 2] * labels.dim(), value=classes)
         low = high = padded
         for axis in range(labels.dim()):
             size = low.shape[axis] - 1
@@ -227,27 +255,12 @@ def _bincount(labels: torch.Tensor, weights: torch.Tensor, classes: int) -> torc
     return torch.bincount(labels.int(), weights.to(for_sums(weights.device)), minlength=classes + 1)[:classes]
 
 
-def _small(classes: int) -> torch.dtype:
-    return torch.uint8 if classes + 1 < 256 else torch.int32
-
-
-def _check_values(moving: torch.Tensor, fixed: torch.Tensor, classes: int) -> None:
-    for name, labels in (("moving_labels", moving), ("fixed_labels", fixed)):
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0:
-            raise ValueError(f"{name}: expected values >= 0, got {low}")
-        if high >= classes:
-            raise ValueError(
-                f"classes: labels reach {high}, so at least {high + 1} classes are needed, got {classes}"
-            )
-
-
 @label_overlap.register_fake
 def _(moving_labels, displacement, fixed_labels, classes):
     batch, shape = displacement.shape[0], displacement.shape[2:]
     return (
-        displacement.new_empty(3, batch, classes, dtype=for_sums(displacement.device)),
-        displacement.new_empty(batch, *shape, dtype=_small(classes)),
+        displacement.new_empty(4, batch, classes, dtype=for_sums(displacement.device)),
+        displacement.new_empty(batch, *shape, dtype=small(classes)),
     )
 
 

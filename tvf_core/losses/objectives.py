@@ -7,6 +7,8 @@ level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ def standard_terms(
     batch: dict,
     displacement: torch.Tensor,
     velocity: torch.Tensor | None = None,
-    classes: int = 0,
+    labels: Sequence[int] = (),
     convention: Convention = STANDARD,
 ) -> dict[str, torch.Tensor]:
     """Weighted loss terms of one displacement.
@@ -34,8 +36,8 @@ def standard_terms(
     constants : of the LDDMM terms, if they are among the weights: alpha, gamma, and beta of ``lddmm``.
     batch : ``moving``, ``fixed`` (B, 1, *S) and, for label terms, ``moving_labels``, ``fixed_labels``.
     displacement, velocity : outputs of the network.
-    classes : number of labels including background. It is 0 for data without labels; label terms are then
-        left out, as in the paper for the faces.
+    labels : the label numbers that count, background (0) among them. Without any, for data without labels,
+        label terms are left out, as in the paper for the faces.
     convention : how images and labels are warped.
 
     Notes
@@ -48,13 +50,13 @@ def standard_terms(
     """
     moving, fixed, sampled = batch["moving"], batch["fixed"], convention.sampled(displacement)
     warped = fields.warp(moving, sampled, padding=convention.padding)
-    labels = [batch["moving_labels"], sampled, batch["fixed_labels"], classes] if classes else None
+    maps = [batch["moving_labels"], sampled, batch["fixed_labels"], labels] if labels else None
     terms = {
         "lncc": lambda: losses.lncc(warped, fixed),
         "ssim": lambda: losses.ssim(warped, fixed),
         "mse": lambda: losses.mse(warped, fixed),
-        "dice": lambda: losses.soft_dice(*labels),
-        "label_mse": lambda: losses.label_mse(*labels),
+        "dice": lambda: losses.soft_dice(*maps),
+        "label_mse": lambda: losses.label_mse(*maps),
         "diffusion": lambda: losses.diffusion(displacement),
         "velocity_diffusion": lambda: losses.diffusion(velocity[:, -1]),
         "lddmm": lambda: losses.lddmm_energy(
@@ -62,7 +64,7 @@ def standard_terms(
         ),
         "lddmm_released": lambda: released.lddmm_energy(velocity, constants["alpha"], constants["gamma"]),
     }
-    return _weighted(weights, terms, classes)
+    return _weighted(weights, terms, labels)
 
 
 # Term -> the constants that it uses.
@@ -78,17 +80,21 @@ class Objective(nn.Module):
     ----------
     network : the network that is trained.
     weights, constants : numbers of the method, term -> weight and name -> value.
-    classes : number of labels including background; 0 for data without labels.
+    labels : the label numbers that count, background (0) among them; none for data without labels.
     """
 
     directions = 1  # ordered pairs that one loss covers: 2 if it contains both directions of a pair
     partly_used = False  # whether some steps leave parameters without a gradient
 
     def __init__(
-        self, network: nn.Module, weights: dict[str, float], constants: dict[str, float], classes: int = 0
+        self,
+        network: nn.Module,
+        weights: dict[str, float],
+        constants: dict[str, float],
+        labels: Sequence[int] = (),
     ):
         super().__init__()
-        self.network, self.weights, self.constants, self.classes = network, weights, constants, classes
+        self.network, self.weights, self.constants, self.labels = network, weights, constants, labels
 
     def forward(self, batch: dict, progress: float = 0.0) -> dict[str, torch.Tensor]:
         """Weighted terms of a batch (:func:`standard_terms`).
@@ -103,7 +109,7 @@ class Objective(nn.Module):
                 batch,
                 displacement,
                 velocity,
-                self.classes,
+                self.labels,
                 self.network.convention,
             )
 
@@ -128,7 +134,7 @@ class DistributionObjective(Objective):
                 "mse": lambda: losses.mse(fields.warp(batch["moving"], displacement), batch["fixed"]),
                 "kl": lambda: losses.velocity_kl(mean, log_variance, self.constants["prior"]),
             }
-            return _weighted(self.weights, terms, self.classes)
+            return _weighted(self.weights, terms, self.labels)
 
 
 class CycleObjective(Objective):
@@ -142,8 +148,8 @@ class CycleObjective(Objective):
 
     directions = 2
 
-    def __init__(self, network, weights, constants, classes=0):
-        super().__init__(network, weights, constants, classes)
+    def __init__(self, network, weights, constants, labels=()):
+        super().__init__(network, weights, constants, labels)
         self.partner = type(network)(network.dim)
 
     def forward(self, batch, progress=0.0):
@@ -160,7 +166,7 @@ class CycleObjective(Objective):
                 "cycle": lambda: (again_a - a).abs().mean() + (again_b - b).abs().mean(),
                 "identity": lambda: losses.lncc(still_b, b) + losses.lncc(still_a, a),
             }
-            return _weighted(self.weights, terms, self.classes)
+            return _weighted(self.weights, terms, self.labels)
 
     def _warp(self, image, displacement):
         with self._precise(image):
@@ -199,13 +205,13 @@ class PyramidObjective(Objective):
                 "multiscale_lncc": lambda: losses.multiscale_lncc(warped, fixed, (7, 5, 3)[3 - level :]),
                 "diffusion": lambda: rough if code is None else code[0, 0] * rough,
                 "dice": lambda: losses.soft_dice(
-                    batch["moving_labels"], displacement, batch["fixed_labels"], self.classes
+                    batch["moving_labels"], displacement, batch["fixed_labels"], self.labels
                 ),
             }
             weights = {term: w for term, w in self.weights.items() if level == 3 or term != "dice"}
-            return _weighted(weights, terms, self.classes)
+            return _weighted(weights, terms, self.labels)
 
 
-def _weighted(weights, terms, classes):
-    wanted = {term: w for term, w in weights.items() if classes or term not in LABEL_TERMS}
+def _weighted(weights, terms, labels):
+    wanted = {term: w for term, w in weights.items() if labels or term not in LABEL_TERMS}
     return {term: weight * terms[term]() for term, weight in wanted.items()}

@@ -185,7 +185,7 @@ def _recipe(
     method: str, profile: Profile, config: NetworkConfig, data: PairData, steps: int, precision: str
 ) -> dict:
     """Everything that decides the weights, checked against the data."""
-    if not data.classes and set(profile.losses.get(method, ())) & set(LABEL_TERMS):
+    if not data.label_numbers and set(profile.losses.get(method, ())) & set(LABEL_TERMS):
         unusable = sorted(set(profile.losses[method]) & set(LABEL_TERMS))
         raise ValueError(f"losses: {profile.data} has no labels for {', '.join(unusable)}")
     if profile.flip and data.dim == 3:
@@ -207,7 +207,7 @@ def _recipe(
             "constants": profile.constants.get(method, {}),
             "network": config.stored(),
             "origin": data.origin,
-            "labels": bool(data.classes),
+            "labels": bool(data.label_numbers),
             "precision": precision,
         }
     )

@@ -64,7 +64,7 @@ class Trainer:
     def __post_init__(self):
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.directions = METHODS[self.method].objective.directions
-        self.metric = "dice" if self.held_out.classes else "ssim"
+        self.metric = "dice" if self.held_out.label_numbers else "ssim"
         self.recomputes = False  # not known before the network is made
         # A saved state holds these four beside the objective and the optimiser.
         self.begin, self.best, self.best_weights, self.spent = 0, -math.inf, None, 0.0
@@ -89,7 +89,7 @@ class Trainer:
         if profile.recompute and not self.recomputes:
             raise ValueError(f"recompute: {self.method} has no part that can compute its activations again")
         losses, constants = profile.losses.get(self.method), profile.constants.get(self.method)
-        self.objective = objective(self.config, self.network, self.data.classes, losses, constants)
+        self.objective = objective(self.config, self.network, self.data.label_numbers, losses, constants)
         if accelerator.mixed_precision == "bf16" and self.device.type == "cpu":
             refuse_two_planes(self.objective)
         if profile.auto_fit:  # before accelerate wraps the objective: the wrapper counts backward passes

@@ -55,7 +55,7 @@ def validate(
 def _scores(pair: dict, displacement: torch.Tensor, data: PairData) -> list[float]:
     """Dice or SSIM of every pair of a batch."""
     each = [slice(k, k + 1) for k in range(len(displacement))]
-    if not data.classes:
+    if not data.label_numbers:
         warped = fields.warp(pair["moving"], displacement)
         return [-float(losses.ssim(warped[k], pair["fixed"][k])) for k in each]
     warped = fields.warp_labels(pair["moving_labels"], displacement)
