@@ -57,6 +57,27 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None
     return rank
 
 
+def check_range(image: torch.Tensor, name: str = "image") -> None:
+    """Refuse an image with a finite value outside [0, 1], but for rounding (1e-4)."""
+    finite = image.detach()[image.isfinite()]
+    if not finite.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(finite))
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise ValueError(
+            f"{name}: intensities from {low:.6g} to {high:.6g}, expected [0, 1]; scale them, such as by "
+            "(x - x.min()) / (x.max() - x.min())"
+        )
+
+
+def check_one_pair(tensor: torch.Tensor, name: str) -> None:
+    """Refuse a batch of several pairs, for measures of one pair."""
+    if len(tensor) != 1:
+        raise ValueError(
+            f"{name}: expected one pair (1, ...), got a batch of {len(tensor)}; score the pairs one by one"
+        )
+
+
 def check_labels(
     labels: torch.Tensor, like: torch.Tensor | None = None, name: str = "labels", values: bool = True
 ) -> int:
