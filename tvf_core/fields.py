@@ -169,10 +169,10 @@ def average_down(image: torch.Tensor) -> torch.Tensor:
 
 
 def pool(image: torch.Tensor, width: int, padding: int = 0, **options) -> torch.Tensor:
-    """Means of windows at every second voxel: PyTorch's ``avg_pool2d`` or ``avg_pool3d``, and its ``options``.
+    """Means of windows at every second voxel, for images of any size and type.
 
-    Images of every size and type are taken. In 3D, PyTorch refuses a window wider than the image and, on a
-    processor, half precision. Along an axis shorter than the window, the window covers the image.
+    It is PyTorch's ``avg_pool2d`` or ``avg_pool3d`` with its ``options``, which in 3D refuses a window wider
+    than the image and, on a processor, half precision. The window covers an axis that is shorter than it.
     """
     average = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
     widths = [min(width, s) for s in image.shape[2:]]

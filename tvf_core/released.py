@@ -77,8 +77,8 @@ def lddmm_energy(velocity: torch.Tensor, alpha: float, gamma: float) -> torch.Te
     rank = check_field(v, "velocity at one time")
     if min(v.shape[2:]) < 3:
         raise ValueError(
-            "lddmm_released: leaves out the outermost voxels, so the velocity needs at least 3 along each axis, "
-            f"got {tuple(v.shape[2:])}"
+            "lddmm_released: it leaves out the outermost voxels, so the velocity needs at least 3 voxels "
+            f"along each axis, got {tuple(v.shape[2:])}"
         )
     inner = (..., *[slice(1, -1)] * rank)
     laplacian = sum(v.roll(side, axis) for axis in range(2, 2 + rank) for side in (1, -1)) - 2 * rank * v

@@ -142,7 +142,8 @@ def _filters(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _frequencies(n: int) -> torch.Tensor:
     """Cycles per pixel along an axis of n pixels, zero first.
 
-    For odd n they reach exactly +-0.5, as in the program by the authors of FSIM. A single pixel has zero alone.
+    For odd n they reach exactly +-0.5, as in the program by the authors of FSIM. A single pixel
+    has zero alone.
     """
     if n % 2:
         line = torch.arange(-(n - 1) / 2, (n - 1) / 2 + 1, dtype=torch.float64) / max(n - 1, 1)
