@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from tvf_core import fields, metrics
+from tvf_core import fields, metrics, released
 
 SIZES = [(8, 11), (7, 6), (9, 8, 7), (6, 7, 10)]
 each_size = pytest.mark.parametrize("shape", SIZES, ids=str)
@@ -240,6 +240,51 @@ def test_halve_averages_pairs_and_leaves_an_odd_last_voxel_alone(shape):
     for where in np.ndindex(*ours.shape[2:]):
         block = image[(..., *[slice(2 * w, 2 * w + 2) for w in where])]
         torch.testing.assert_close(ours[(..., *where)], block.flatten(2).mean(2))
+
+
+def block(image, where, before):
+    """The voxels of an image from ``before`` voxels before twice a place to one voxel after it."""
+    return image[(..., *[slice(max(0, 2 * w - before), 2 * w + 2) for w in where])].flatten(2)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_images_of_every_size_are_halved(dim):
+    for shape in itertools.product((1, 2, 3, 6)[: 6 - dim], repeat=dim):
+        image = noise(shape, 2)
+        half, averaged, theirs = fields.halve(image), fields.average_down(image), released.halve(image)
+        assert half.shape == averaged.shape == theirs.shape
+        for where in np.ndindex(*half.shape[2:]):
+            place = (..., *where)
+            torch.testing.assert_close(half[place], block(image, where, 0).mean(2))
+            torch.testing.assert_close(averaged[place], block(image, where, 1).mean(2))
+            torch.testing.assert_close(theirs[place], block(image, where, 1).sum(2) / 3**dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8], ids=str)
+@pytest.mark.parametrize("shape", [(7, 6), (5, 6, 4)], ids=str)
+def test_images_of_every_type_are_halved(dtype, shape):
+    image = (200 * noise(shape, 2)).to(dtype)
+    for halve in (fields.halve, fields.average_down, released.halve):
+        half, expected = halve(image), halve(image.double())
+        assert half.dtype == (dtype if dtype.is_floating_point else torch.float32)
+        torch.testing.assert_close(half.double(), expected, rtol=torch.finfo(half.dtype).eps, atol=0)
+
+
+def test_a_field_is_doubled_along_axes_of_one_voxel():
+    for half in ((1, 4), (3, 1), (1, 1), (1, 4, 3), (2, 1, 1), (1, 1, 1)):
+        u = noise(half, len(half))[:1].double()
+        flat = [axis for axis, s in enumerate(half) if s == 1]
+        for shape in itertools.product(*[(2 * s - 1, 2 * s) for s in half]):
+            fine = fields.double(u, shape)
+            assert fine.shape == (*u.shape[:2], *shape)
+            for axis in flat:  # nothing to interpolate with: the values are repeated
+                torch.testing.assert_close(fine, fine.narrow(2 + axis, 0, 1).expand_as(fine))
+            if len(flat) == len(half):
+                torch.testing.assert_close(fine, 2 * u.expand_as(fine))
+        wide = fields.resize(u, [5 * s for s in half])
+        for axis in flat:  # five voxels where there was one: five times the value, everywhere
+            narrow = fields.resize(u, [s if a == axis else 5 * s for a, s in enumerate(half)])
+            torch.testing.assert_close(wide[:, axis], 5 * narrow[:, axis].expand_as(wide[:, axis]))
 
 
 @pytest.mark.parametrize("shape", [(12, 15), (11, 10), (9, 12, 11)], ids=str)

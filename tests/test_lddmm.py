@@ -116,9 +116,50 @@ def test_several_scales_find_a_larger_shift_than_one_with_as_many_evaluations(sh
 def test_the_history_says_which_scale_each_evaluation_belongs_to():
     moving, fixed = blobs((20, 23), (2.0, 1.0), radius=3.0)
     _, history = lddmm.register(moving, fixed, iterations=(2, 3, 1), scales=(8, 2, 1))
-    assert all(set(row) == {"scale", "mse", "energy"} for row in history)
+    assert all(set(row) == {"pair", "scale", "mse", "energy"} for row in history)
     order = [row["scale"] for row in history]
     assert order == sorted(order, reverse=True) and set(order) == {8, 2, 1}
+
+
+@pytest.mark.parametrize("shape", [(21, 18), (12, 11, 10)], ids=str)
+def test_a_batch_gives_what_its_pairs_give_alone(shape):
+    """One optimisation of the whole batch would choose its steps by the pair that moves most."""
+    shifts = [along(0, 3.0, len(shape)), along(1, -0.5, len(shape)), along(0, 0.0, len(shape))]
+    moving, fixed = (torch.cat(images) for images in zip(*[blobs(shape, s, radius=2.5) for s in shifts]))
+    settings = dict(steps=2, iterations=4, scales=(4, 2))
+    together, history = lddmm.register(moving, fixed, **settings)
+    for k in range(len(shifts)):
+        alone, evaluations = lddmm.register(moving[k : k + 1], fixed[k : k + 1], **settings)
+        for name in ("displacement", "warped", "velocity"):
+            assert torch.equal(getattr(together, name)[k : k + 1], getattr(alone, name)), name
+        assert {row["pair"] for row in evaluations} == {0}
+        assert [row for row in history if row["pair"] == k] == [{**row, "pair": k} for row in evaluations]
+    assert [row["pair"] for row in history] == sorted(row["pair"] for row in history)
+
+
+def test_images_of_every_small_size_are_registered():
+    for shape in [(n,) * dim for dim in (2, 3) for n in range(1, 9)] + [(1, 9), (11, 10, 1), (2, 10, 9)]:
+        shift = along(shape.index(max(shape)), 0.4, len(shape))
+        moving, fixed = blobs(shape, shift, radius=max(shape) / 4)
+        result, history = lddmm.register(moving, fixed, steps=2, iterations=3, scales=(8, 4, 2))
+        assert result.displacement.shape == (1, len(shape), *shape)
+        assert result.velocity.shape[3:] == tuple(-(-s // 2) for s in shape)
+        assert torch.isfinite(result.displacement).all() and torch.isfinite(result.velocity).all(), shape
+        assert torch.isfinite(result.inverse()).all() and {row["scale"] for row in history} == {8, 4, 2}
+        if len(set(shape)) > 1 or shape[0] > 4:
+            assert losses.mse(result.warped, fixed) < 0.5 * losses.mse(moving, fixed), shape
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (1, 40), (2, 1, 40), (1, 36, 30), (36, 30, 3)], ids=str)
+def test_a_translation_comes_back_from_a_stack_of_few_slices(shape):
+    axis = shape.index(max(shape))
+    shift = along(axis, 3.0, len(shape))
+    moving, fixed = blobs(shape, shift, radius=3.5)
+    result, _ = lddmm.register(moving, fixed, steps=2, iterations=15, scales=(8, 4, 2))
+    found = displacement_at_the_blob(result, fixed)
+    assert torch.allclose(found, torch.tensor(shift), atol=0.3), found
+    for a in (a for a, s in enumerate(shape) if s == 1):
+        assert result.displacement[:, a].abs().max() < 1e-3  # nothing moves along an axis of one voxel
 
 
 @pytest.mark.parametrize(

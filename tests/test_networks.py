@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import lively
+from scipy import ndimage
 from torch import nn
 
 from tvf_core import fields, integrate, metrics, released
@@ -17,7 +18,7 @@ from tvf_core.checkpoints import shipped
 from tvf_core.data import load
 from tvf_core.methods import METHODS, PUBLISHED_WINDOW, SIZES, NetworkConfig, swin_config
 from tvf_core.model import Model, objective
-from tvf_core.networks import swin
+from tvf_core.networks import lapirn, layers, swin
 from tvf_core.networks.layers import InstanceNorm
 from tvf_core.networks.swin import Swin, SwinConfig
 from tvf_core.networks.time_varying import TimeVaryingVelocity
@@ -336,14 +337,130 @@ def test_the_released_method_halves_warps_and_integrates_by_its_own_rules(shape,
     assert (result.warped - fields.warp(moving, result.displacement)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("method", WITH_NETWORK)
+QUICK = {
+    "lddmm": dict(steps=2, iterations=2, scales=(2,)),
+    "convexadam": dict(grid_sp=4, disp_hw=2, selected_niter=4),
+}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name in WITH_NETWORK or name in QUICK])
 @pytest.mark.parametrize("dim", [2, 3])
 def test_batched_pairs_do_not_influence_each_other(method, dim, smooth_image):
+    if dim not in METHODS[method].dims:
+        pytest.skip(f"{method} works in {METHODS[method].dims[0]}D only")
     moving, fixed = pair((33, 47) if dim == 2 else (20, 25, 18), smooth_image, batch=2)
-    model = lively(build(method, dim, time_steps=2))
+    if method in QUICK:
+        model = Model(NetworkConfig(method, dim), constants=QUICK[method])
+    else:
+        model = lively(build(method, dim, time_steps=2))
     together = model.register(moving, fixed).displacement
-    alone = model.register(moving[1:], fixed[1:]).displacement
-    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+    for k in (0, 1):
+        alone = model.register(moving[k : k + 1], fixed[k : k + 1]).displacement
+        torch.testing.assert_close(together[k : k + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def smallest(method, dim, **kwargs):
+    """A network of a method that is as small as it gets, with heads that give a visible motion."""
+    size = dict(embed=4, depths=(2, 1, 1, 1), heads=(1, 1, 1, 1), window=(2,) * dim)
+    return lively(build(method, dim, size="tiny" if "lapirn" in method else size, time_steps=2, **kwargs))
+
+
+TRAINABLE = [(name, dim) for dim in (2, 3) for name, entry in METHODS.items() if entry.build]
+SMALL_SIZES = {
+    2: [(17, 13), (1, 20), (20, 1), (5, 3), (16, 16), (1, 1)],
+    3: [(18, 17, 1), (1, 9, 17), (17, 9, 2), (3, 4, 5), (1, 1, 16), (1, 1, 1)],
+}
+
+
+@pytest.mark.parametrize("method,dim", TRAINABLE)
+def test_every_image_size_is_registered_and_trained_with(method, dim):
+    options = [{}, {"integrator": "released"}] if method in ("tm", "vm-tvf", "vm-diff") else [{}]
+    for option, shape in itertools.product(options, SMALL_SIZES[dim]):
+        model = smallest(method, dim, **option)
+        generator = torch.Generator().manual_seed(0)
+        batch = {name: torch.rand(1, 1, *shape, generator=generator) for name in ("moving", "fixed")}
+        batch |= {f"{name}_labels": (3 * image).long() for name, image in batch.items()}
+        result = model.register(batch["moving"], batch["fixed"])
+        assert result.displacement.shape == (1, dim, *shape)
+        for field in (result.displacement, result.inverse(), result.warped):
+            assert torch.isfinite(field).all(), (option, shape)
+        whole = objective(model.config, model.network, 3).train()
+        for progress in (0.1, 0.4, 0.9) if "lapirn" in method else (0,):
+            whole.zero_grad()
+            loss = sum(whole(batch, progress).values())
+            loss.backward()
+            gradients = [p.grad for p in whole.parameters() if p.grad is not None]
+            assert loss.isfinite() and all(g.isfinite().all() for g in gradients), (option, shape, progress)
+            # a single voxel, or a coarse level of one, has nowhere to move
+            assert any(g.any() for g in gradients) or max(shape) <= 16, (option, shape, progress)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("method,dim", TRAINABLE)
+def test_a_network_of_any_precision_registers(method, dim, dtype, smooth_image):
+    moving, fixed = pair((33, 28) if dim == 2 else (18, 17, 20), smooth_image)
+    model = smallest(method, dim)
+    expected = model.register(moving, fixed)
+    model.network.to(dtype)
+    found = model.register(moving, fixed)
+    wide = torch.promote_types(dtype, torch.float32)
+    fields_of = [(found.displacement, expected.displacement)]
+    fields_of += [(found.velocity, expected.velocity)] if expected.velocity is not None else []
+    for field, reference in fields_of:
+        assert field.dtype == wide and reference.abs().max() > 0.1
+        # bfloat16 keeps 8 bits and float16 11; the networks enlarge their rounding errors
+        bound = {torch.bfloat16: 0.15, torch.float16: 0.02, torch.float64: 1e-3}[dtype]
+        assert (field - reference).norm() < bound * reference.norm()
+    # only the network computes in it: the image that is warped keeps its digits
+    padding, sampled = model.network.convention.padding, model.network.convention.sampled
+    warped = fields.warp(moving.to(wide), sampled(found.displacement), padding=padding)
+    assert found.warped.dtype == wide
+    torch.testing.assert_close(found.warped, warped, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_field_has_more_digits_than_the_network_that_predicts_it(dtype, dim):
+    torch.manual_seed(0)
+    head = layers.registration_head(dim, 5).to(dtype)
+    nn.init.normal_(head[0].weight)
+    x = torch.randn(2, 5, *(9, 8, 7)[:dim], dtype=dtype)
+    found = layers.predict(head, x)
+    exact = (F.conv2d if dim == 2 else F.conv3d)(
+        x.double(), head[0].weight.double(), head[0].bias.double(), padding=1
+    )
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_channel_of_one_voxel_is_normalised_to_zero():
+    for dim in (2, 3):
+        x = torch.randn(2, 3, *[1] * dim, requires_grad=True)
+        found = InstanceNorm()(x)
+        # PyTorch refuses one image, and takes two
+        assert torch.equal(found, F.group_norm(x, 3)) and not found.any()
+        found.sum().backward()
+        assert not x.grad.any()
+        assert torch.equal(InstanceNorm()(x[:1]), found[:1])
+
+
+@pytest.mark.parametrize(
+    "shape,coarse", [((4, 9), (1, 3)), ((1, 8), (1, 2)), ((3, 7, 2), (1, 2, 1))], ids=str
+)
+def test_a_lone_voxel_of_a_coarse_grid_reads_the_middle_of_the_image(shape, coarse):
+    rng = np.random.default_rng(0)
+    image, u = torch.tensor(rng.random((1, 1, *shape))), torch.tensor(rng.random((1, len(shape), *coarse)))
+    u[:, [axis for axis, s in enumerate(coarse) if s == 1]] = 0  # what LapIRN gives there
+    found = lapirn.read(image, u)
+    for where in np.ndindex(*coarse):
+        place = [
+            (s - 1) / 2 if c == 1 else (w + u[(0, d, *where)].item()) * (s - 1) / (c - 1)
+            for d, (w, s, c) in enumerate(zip(where, shape, coarse))
+        ]
+        expected = ndimage.map_coordinates(
+            image[0, 0].numpy(), np.array(place)[:, None], order=1, mode="nearest"
+        )
+        assert found[(0, 0, *where)].item() == pytest.approx(expected[0], abs=1e-9)
 
 
 @pytest.mark.parametrize("integrator", ["euler", "heun", "rk4"])

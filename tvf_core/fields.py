@@ -179,7 +179,6 @@ def resize(displacement: torch.Tensor, shape) -> torch.Tensor:
 
 def halve(image: torch.Tensor) -> torch.Tensor:
     """Halve an image to ``ceil(S / 2)`` by 2 x 2 (x 2) averages; an odd last voxel is not averaged."""
-    pool = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
     return pool(image, 2, ceil_mode=True)
 
 
@@ -188,8 +187,20 @@ def average_down(image: torch.Tensor) -> torch.Tensor:
 
     At the border, the mean is over the voxels inside the image only.
     """
-    pool = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
-    return pool(image, 3, 2, 1, count_include_pad=False)
+    return pool(image, 3, 1, count_include_pad=False)
+
+
+def pool(image: torch.Tensor, width: int, padding: int = 0, **options) -> torch.Tensor:
+    """Means of windows at every second voxel, for images of any size and type.
+
+    It is PyTorch's ``avg_pool2d`` or ``avg_pool3d`` with its ``options``, which in 3D refuses a window wider
+    than the image and, on a processor, half precision. The window covers an axis that is shorter than it.
+    """
+    average = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
+    widths = [min(width, s) for s in image.shape[2:]]
+    paddings = [padding * (w == width) for w in widths]
+    means = average(image.to(at_least_float32(image)), widths, 2, paddings, **options)
+    return means.to(image.dtype) if image.is_floating_point() else means
 
 
 def double(displacement: torch.Tensor, shape) -> torch.Tensor:

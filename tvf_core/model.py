@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .checks import check_number, check_pair, one_of
+from .fields import at_least_float32
 from .integrate import check_integration, flow
 from .losses.objectives import CONSTANTS, TERMS, VELOCITY_TERMS, Objective
 from .methods import METHODS, NetworkConfig
@@ -82,9 +83,11 @@ class Model:
                 f"squaring is for a velocity that does not change in time; that of {self.title} does"
             )
         self.network.eval()
-        moving, fixed = (image.to(next(self.network.parameters()).dtype) for image in (moving, fixed))
+        weights = next(self.network.parameters())
+        inputs = [image.to(weights.dtype) for image in (moving, fixed)]
+        moving = moving.to(at_least_float32(weights))  # what is warped keeps its digits
         with torch.no_grad():
-            displacement, velocity = self.network(moving, fixed)
+            displacement, velocity = self.network(*inputs)
             convention = self.network.convention
             if velocity is None:
                 if integrator != self.config.integrator or substeps != 1:

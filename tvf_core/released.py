@@ -43,8 +43,7 @@ def halve(image: torch.Tensor) -> torch.Tensor:
 
     Sample i is centred on voxel 2i, whereas the doubling of fields places it at 2i + 1/2.
     """
-    pool = F.avg_pool2d if spatial_rank(image) == 2 else F.avg_pool3d
-    return pool(image, 3, 2, 1)
+    return fields.pool(F.pad(image, [1, 1] * spatial_rank(image)), 3)
 
 
 def double(displacement: torch.Tensor, shape) -> torch.Tensor:
@@ -71,10 +70,16 @@ def lddmm_energy(velocity: torch.Tensor, alpha: float, gamma: float) -> torch.Te
 
     Parameters
     ----------
-    velocity : (B, T, D, *S) voxels per unit time; the released term sees the motion of an interval, v_t / T.
+    velocity : (B, T, D, *S) voxels per unit time, at least 3 voxels along each axis; the released term sees
+        the motion of an interval, v_t / T.
     """
     v = velocity.flatten(0, 1) / velocity.shape[1]
     rank = check_field(v, "velocity at one time")
+    if min(v.shape[2:]) < 3:
+        raise ValueError(
+            "lddmm_released: it leaves out the outermost voxels, so the velocity needs at least 3 voxels "
+            f"along each axis, got {tuple(v.shape[2:])}"
+        )
     inner = (..., *[slice(1, -1)] * rank)
     laplacian = sum(v.roll(side, axis) for axis in range(2, 2 + rank) for side in (1, -1)) - 2 * rank * v
     return (gamma * v - alpha * laplacian)[inner].pow(4).sum()

@@ -11,11 +11,17 @@ from ..checks import check_field
 def diffusion(field: torch.Tensor) -> torch.Tensor:
     """Mean squared forward difference of a field ``(B, D, *S)``, averaged over the axes.
 
+    An axis of one voxel contributes 0, because nothing changes along it.
     The methods apply it to the final displacement, as the released code does; the paper's eq. 3
     writes it for the velocity at the end point.
     """
     rank = check_field(field, "field")
-    return sum(torch.diff(field, dim=2 + a).square().mean() for a in range(rank)) / rank
+    return sum(_differences(field, axis).square().mean() for axis in range(rank)) / rank
+
+
+def _differences(field: torch.Tensor, axis: int) -> torch.Tensor:
+    """Forward differences of a field along a spatial axis; zeros where the axis has one voxel."""
+    return torch.diff(field, dim=2 + axis) if field.shape[2 + axis] > 1 else field - field
 
 
 def lddmm_energy(
@@ -108,5 +114,5 @@ def velocity_kl(mean: torch.Tensor, log_variance: torch.Tensor, prior: float) ->
         degree.narrow(axis, 1, degree.shape[axis] - 1).add_(1)
         degree.narrow(axis, 0, degree.shape[axis] - 1).add_(1)
     spread = (prior * degree * log_variance.exp() - log_variance).sum()
-    roughness = sum(torch.diff(mean, dim=2 + a).square().sum() for a in range(rank))
+    roughness = sum(_differences(mean, axis).square().sum() for axis in range(rank))
     return (spread + prior * roughness) / (2 * voxels * len(mean))

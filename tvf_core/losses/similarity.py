@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..checks import spatial_rank
+from ..checks import check_range, spatial_rank
 from ..fields import at_least_float32, for_sums
+from ..metrics.structural_similarity import window_axes
 
 
 def mse(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -25,20 +26,28 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
-    a, b : (B, 1, *S), at least 11 voxels along each axis; ValueError otherwise.
+    a, b : (B, 1, *S), at least 11 voxels along each axis but for one axis in 3D; ValueError otherwise. Where
+        the window does not fit along one axis, it is one of 2D, within the slices across that axis.
+
+    Raises
+    ------
+    ValueError : the shapes differ, the images are too small, or values lie outside [0, 1] (looked at on a
+        processor only, because the host would have to wait for a GPU).
     """
     rank = spatial_rank(a, "a")
     if a.shape != b.shape:
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must have the same shape")
-    if min(a.shape[2:]) < 11:
-        raise ValueError(f"ssim: needs at least 11 voxels along each axis, got {tuple(a.shape[2:])}")
+    axes = window_axes(a.shape[2:])
+    if a.device.type == "cpu" and not torch.compiler.is_compiling():  # a compiled step cannot look at values
+        for image in (a, b):
+            check_range(image, "ssim")
     precise, dtype = for_sums(a.device), at_least_float32(a)
     a, b = a.to(precise), b.to(precise)
     bell = torch.exp(-(torch.arange(-5, 6, device=a.device, dtype=precise) / 1.5).square() / 2)
     bell = bell / bell.sum()
     convolve = F.conv2d if rank == 2 else F.conv3d
     moments = torch.cat([a, b, a * a, b * b, a * b]).flatten(0, 1)[:, None]
-    for axis in range(rank):
+    for axis in axes:
         moments = convolve(moments, bell.view(1, 1, *[-1 if k == axis else 1 for k in range(rank)]))
     mean_a, mean_b, aa, bb, ab = moments.chunk(5)
     c1, c2 = 0.01**2, 0.03**2

@@ -12,6 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..checks import check_one_pair, check_range
+
 SCALES, ORIENTATIONS = 4, 4
 SHORTEST_WAVE = 6  # wavelength of the finest scale in pixels
 WAVE_FACTOR = 2.0  # ratio of the wavelengths of neighbouring scales
@@ -30,20 +32,30 @@ def fsim(a: torch.Tensor, b: torch.Tensor) -> float:
     a, b : (1, 1, H, W) in [0, 1]. If the smaller side has 384 pixels or more, blocks of pixels are
         averaged first, so that this side comes near 256 pixels.
 
+    Returns
+    -------
+    FSIM; NaN where an image has NaN or infinite values.
+
     Raises
     ------
-    ValueError : the shapes differ or are not 2D; FSIM is defined for pictures, not for volumes.
+    ValueError : the shapes differ or are not those of one 2D image each, since FSIM is defined for pictures,
+        not for volumes; or values lie outside [0, 1].
 
     Notes
     -----
     This is the standard FSIM of Zhang et al. (2011) without colour. The values that Chen et al. print in
     Table 1 (0.61 to 0.73) lie below what this definition gives for such images: another program made them.
     """
-    if a.shape != b.shape or a.dim() != 4 or a.shape[:2] != (1, 1):
+    if a.shape != b.shape or a.dim() != 4 or a.shape[1] != 1:
         raise ValueError(
             f"fsim: expected two 2D images (1, 1, H, W) of one shape, got {tuple(a.shape)}, {tuple(b.shape)}"
         )
+    check_one_pair(a, "fsim")
+    for image in (a, b):
+        check_range(image, "fsim")
     pair = 255 * torch.cat([a, b]).double()
+    if not pair.isfinite().all():
+        return math.nan
     factor = max(1, math.floor(min(a.shape[2:]) / 256 + 0.5))
     if factor > 1:
         pair = F.avg_pool2d(pair, factor)
@@ -92,7 +104,8 @@ def _noise(shortest: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
     height, width = filters.shape[1:]
     median = (shortest.flatten(1) ** 2).quantile(0.5, dim=1)  # the mean of the middle two of an even number
     # The square of a Rayleigh variable has a median of log 2 times its mean.
-    power = (median / math.log(2)) / (filters[0] ** 2).sum()
+    # The filters of a single pixel are all zero.
+    power = (median / math.log(2)) / (filters[0] ** 2).sum().clamp_min(torch.finfo(filters.dtype).tiny)
     impulse = torch.fft.ifft2(filters).real * math.sqrt(height * width)
     # Squaring the sum over scales gives the square of each scale and every product of two scales twice.
     sigma = (power * (impulse.sum(0) ** 2).sum()).sqrt()
@@ -129,10 +142,11 @@ def _filters(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _frequencies(n: int) -> torch.Tensor:
     """Cycles per pixel along an axis of n pixels, zero first.
 
-    For odd n they reach exactly +-0.5, as in the program by the authors of FSIM.
+    For odd n they reach exactly +-0.5, as in the program by the authors of FSIM. A single pixel
+    has zero alone.
     """
     if n % 2:
-        line = torch.arange(-(n - 1) / 2, (n - 1) / 2 + 1, dtype=torch.float64) / (n - 1)
+        line = torch.arange(-(n - 1) / 2, (n - 1) / 2 + 1, dtype=torch.float64) / max(n - 1, 1)
     else:
         line = torch.arange(-n / 2, n / 2, dtype=torch.float64) / n
     return torch.fft.ifftshift(line)

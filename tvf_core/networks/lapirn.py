@@ -45,6 +45,7 @@ def read(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     ----------
     image : (B, C, *S).
     displacement : (B, D, *S') voxels of its own grid, whose first and last voxels coincide with the image's.
+        Where that grid has one voxel along an axis, this voxel lies in the middle.
 
     Returns
     -------
@@ -54,9 +55,11 @@ def read(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
         fields.identity_grid(displacement.shape[2:], displacement.device, displacement.dtype) + displacement
     )
     ratio = [(a - 1) / max(b - 1, 1) for a, b in zip(image.shape[2:], displacement.shape[2:])]
-    return fields.sample(
-        image, points * points.new_tensor(ratio).view(1, -1, *[1] * (points.dim() - 2)), padding="border"
-    )
+    points = points * points.new_tensor(ratio).view(1, -1, *[1] * (points.dim() - 2))
+    if 1 in displacement.shape[2:]:
+        middle = [(a - 1) / 2 * (b == 1) for a, b in zip(image.shape[2:], displacement.shape[2:])]
+        points = points + points.new_tensor(middle).view(1, -1, *[1] * (points.dim() - 2))
+    return fields.sample(image, points, padding="border")
 
 
 class ConditionalNorm(nn.Module):
@@ -68,7 +71,8 @@ class ConditionalNorm(nn.Module):
 
     def forward(self, x, latent):
         gain, shift = self.style(latent).view(len(latent), 2, -1, *[1] * (x.dim() - 2)).unbind(1)
-        return F.instance_norm(x) * (1 + gain) + shift
+        one = x.shape[2:].numel() == 1  # the voxel is its own mean; PyTorch refuses it
+        return (x - x if one else F.instance_norm(x)) * (1 + gain) + shift
 
 
 class ResidualBlock(nn.Module):
@@ -127,7 +131,9 @@ class Level(nn.Module):
 
 
 class LapIRN(nn.Module):
-    """Laplacian pyramid of three levels, for any image size from 9 voxels along each axis.
+    """Laplacian pyramid of three levels, for any image size.
+
+    At a level whose grid has one voxel along an axis, nothing moves along it.
 
     Parameters
     ----------
@@ -174,10 +180,6 @@ class LapIRN(nn.Module):
         code : (B, 1) smoothness codes of a conditional network; the default is the network's own code.
         """
         check_pair(moving, fixed, self.dim, values=False)
-        if min(moving.shape[2:]) < 9:
-            raise ValueError(
-                f"image size {tuple(moving.shape[2:])}: LapIRN needs at least 9 voxels along each axis"
-            )
         if code is None and self.conditional:
             if not 0 <= self.code <= 1:
                 raise ValueError(f"smoothness code: expected within [0, 1], got {self.code}")
@@ -194,13 +196,15 @@ class LapIRN(nn.Module):
                 else:
                     total, u = (self._upsample(field, small_fixed.shape[2:]) for field in (total, u))
                     x = torch.cat([read(small_moving, voxels(u)), small_fixed, total.flip(1)], dim=1)
+                    x = x.to(moving.dtype)  # a network of half precision goes on in it
                 correction, embedding = self.levels[k](x, embedding, code)
                 total = correction if total is None else total + correction
                 displacement, velocity, u = voxels(total), None, total
                 if self.diffeomorphic:
                     velocity = displacement[:, None]
                     displacement = scaling_and_squaring(velocity[:, 0])
-                    u = displacement / voxels(torch.ones_like(displacement))
+                    half = voxels(torch.ones_like(displacement))  # 0 along an axis of one voxel
+                    u = displacement / half.clamp_min(0.5)
                 outcomes.append((displacement, velocity))
         return outcomes
 

@@ -53,12 +53,16 @@ def conv(dim: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
 class InstanceNorm(nn.Module):
     """Normalise every channel of every image to mean 0 and variance 1, without parameters.
 
+    A channel of one voxel becomes 0: the voxel is its own mean.
+
     Off CUDA this is a group norm with one channel per group: it computes the same sums and is two to three
     times as fast on a CPU as PyTorch's instance norm. On CUDA a group norm would keep only a few of the
     multiprocessors busy (an expectation from its design, not a measurement).
     """
 
     def forward(self, x):
+        if x.shape[2:].numel() == 1:  # PyTorch refuses it
+            return x - x
         if x.is_cuda:
             return F.instance_norm(x)
         # In the channels-last memory format the kernel loses digits, so the input is made contiguous.
@@ -96,7 +100,14 @@ def registration_head(dim: int, inputs: int = HEAD_CHANNELS) -> nn.Sequential:
 
 
 def predict(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Apply a registration head in float32 or wider, also under autocast: half precision is too coarse."""
+    """Apply a registration head in float32 or wider: half precision is too coarse for voxel coordinates.
+
+    That holds under autocast, and for a network whose weights were made half precision.
+    """
+    own = next(head.parameters())
+    dtype = at_least_float32(own)
     with torch.autocast(x.device.type, enabled=False):
-        u = head(x.to(next(head.parameters()).dtype))
-        return u.to(at_least_float32(u))
+        if own.dtype == dtype:
+            return head(x.to(dtype))
+        wide = {name: p.to(dtype) for name, p in head.named_parameters()}
+        return torch.func.functional_call(head, wide, x.to(dtype))

@@ -105,7 +105,7 @@ class TimeVaryingVelocity(nn.Module):
         if place is not None:
             warped = (
                 self.convention.warp(moving, place) if self.method == "released" else sample(moving, place)
-            )
+            ).to(moving.dtype)  # a network of half precision goes on in it
         block, context = self.up3s[k], self.cs[k](torch.cat([warped, fixed], dim=1))
         own = self._convolve(context, block.conv1[0].weight[:, self.backbone.channels :])
         x = block.conv2(block.conv1[1:](shared + own))

@@ -6,7 +6,8 @@ are those of the released code, 2D and 3D; only the convolution that its half-re
 left out. The weights do not fix how images are halved, fields doubled and images warped: a
 :class:`~tvf_core.networks.layers.Convention` chooses between the rules of this package (``fields``) and those
 of the released code (``released``), which published weights need. Any image size works, because every level
-pads its input and crops its output.
+pads its input and crops its output. In an image of at most 16 voxels along each axis, the coarse levels that
+have one voxel add nothing: instance normalisation makes it 0.
 """
 
 from __future__ import annotations
@@ -43,8 +44,6 @@ class TransMorphBackbone(nn.Module):
         self.up2 = DecoderBlock(dim, 2 * c, c, c)
 
     def forward(self, pair):
-        if max(pair.shape[2:]) <= 16:
-            raise ValueError(f"image size {tuple(pair.shape[2:])}: at least one axis must exceed 16 voxels")
         f0, f1, f2, f3 = self.transformer(pair)
         return self.up2(self.up1(self.up0(f3, f2), f1), f0)
 

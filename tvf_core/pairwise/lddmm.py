@@ -84,14 +84,14 @@ def register(
     scales: Sequence[int] = (1,),
     integrator: str = "rk4",
 ) -> tuple[Registration, list[dict]]:
-    """Align one pair by LBFGS over time-varying velocities, from coarse grids to fine ones.
+    """Align pairs, each by itself, by LBFGS over time-varying velocities, from coarse grids to fine ones.
 
     Minimises the paper's eq. 1 (Beg et al. 2005): ``weight`` times :func:`energy`, plus the mean squared
     difference of the images.
 
     Parameters
     ----------
-    moving, fixed : (B, 1, *S) float in [0, 1].
+    moving, fixed : (B, 1, *S) float in [0, 1], any size. A batch gives what its pairs give alone.
     steps : T, the number of velocity fields.
     alpha, gamma, beta : ``L = (-alpha Laplacian + gamma)^beta``, see :func:`tvf_core.losses.lddmm_energy`;
         alpha in squared voxels of the image, at every scale.
@@ -105,37 +105,40 @@ def register(
     Returns
     -------
     registration : Registration, its velocity on the grid of the last scale.
-    history : list of {"scale", "mse", "energy"} per evaluation, line searches included; energy is weighted.
+    history : list of {"pair", "scale", "mse", "energy"} per evaluation, line searches included, pair after
+        pair; ``pair`` is the number in the batch, and the energy is weighted.
 
     Raises
     ------
     ValueError : for scales that are no such powers, or iterations that are not one per scale.
     """
     check_pair(moving, fixed)
+    grids, results, history = pyramid(scales, iterations), [], []
     # Whatever mode the caller is in: gradients, single precision at least, and none for the caller's images.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(moving.device.type, enabled=False):
-        return _register(
-            *(image.detach().clone().to(fields.at_least_float32(image)) for image in (moving, fixed)),
-            steps,
-            alpha,
-            gamma,
-            beta,
-            weight,
-            iterations,
-            scales,
-            integrator,
-        )
+        images = (image.detach().clone().to(fields.at_least_float32(image)) for image in (moving, fixed))
+        for number, pair in enumerate(zip(*(image.split(1) for image in images))):
+            evaluations = []
+            results.append(
+                _register(*pair, steps, alpha, gamma, beta, weight, grids, integrator, evaluations)
+            )
+            history += [{"pair": number, **row} for row in evaluations]
+        displacement, warped, velocity = (torch.cat(parts) for parts in zip(*results))
+    return Registration(displacement, warped, velocity, integrator), history
 
 
-def _register(moving, fixed, steps, alpha, gamma, beta, weight, iterations, scales, integrator):
-    """:func:`register` for images that need no conversion, with gradients on."""
-    dim, batch = moving.dim() - 2, len(moving)
-    levels, scales, counts = zip(*pyramid(scales, iterations))
+def _register(moving, fixed, steps, alpha, gamma, beta, weight, grids, integrator, history):
+    """Displacement, warped image and velocity of one pair, with gradients on; adds to the history.
+
+    ``grids`` is what :func:`pyramid` gives.
+    """
+    dim = moving.dim() - 2
+    levels, scales, counts = zip(*grids)
     images = [(moving, fixed)]
     for _ in range(levels[0]):
         images.append(tuple(map(fields.halve, images[-1])))
     unit = gamma**beta  # w in units of gamma^beta |v|: a well-scaled unknown whatever the constants
-    w, history = moving.new_zeros(batch, steps, dim, *images[levels[0]][0].shape[2:]), []
+    w = moving.new_zeros(1, steps, dim, *images[levels[0]][0].shape[2:])
 
     def velocity(w, scale):
         return smooth(w * unit, dim, alpha / scale**2, gamma, beta)
@@ -151,12 +154,12 @@ def _register(moving, fixed, steps, alpha, gamma, beta, weight, iterations, scal
     for before, level, scale, count in zip([levels[0], *levels], levels, scales, counts):
         for finer in range(before - 1, level - 1, -1):
             # w rather than v, whose kinks between the coarse voxels L would turn into energy
-            w = fields.double(w.flatten(0, 1), images[finer][0].shape[2:]).unflatten(0, (batch, steps))
+            w = fields.double(w.flatten(0, 1), images[finer][0].shape[2:]).unflatten(0, (1, steps))
         w = _minimise(w, scale, count, images[max(level - 1, 0)], loss, moving.numel(), history)
     with torch.no_grad():
         v = velocity(w, scale)
         displacement = flow(v, integrator, shape=moving.shape[2:])
-        return Registration(displacement, fields.warp(moving, displacement), v, integrator), history
+        return displacement, fields.warp(moving, displacement), v
 
 
 def _minimise(w, scale, iterations, images, loss, size, history):

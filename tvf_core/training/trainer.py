@@ -18,6 +18,7 @@ from ..card import peak_mb, reset_peak, run_card
 from ..data import PairData, batches
 from ..data.loading import default_workers
 from ..methods import METHODS, NetworkConfig
+from ..metrics.structural_similarity import window_axes
 from ..model import Model, objective
 from ..networks.swin import recompute_activations
 from . import memory, validation
@@ -65,6 +66,10 @@ class Trainer:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.directions = METHODS[self.method].objective.directions
         self.metric = "dice" if self.held_out.label_numbers else "ssim"
+        if self.metric == "ssim":
+            window_axes(self.held_out.shape, "ssim, which chooses the best weights where there are no labels")
+        if "ssim" in self.profile.losses.get(self.method, ()):
+            window_axes(self.data.shape)
         self.recomputes = False  # not known before the network is made
         # A saved state holds these four beside the objective and the optimiser.
         self.begin, self.best, self.best_weights, self.spent = 0, -math.inf, None, 0.0
