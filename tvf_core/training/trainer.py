@@ -250,8 +250,7 @@ class Trainer:
     def _default_workers(self) -> int:
         """How many processes load batches for this one; each training process on this machine has its own."""
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        size = 2 * self.share * math.prod(self.data.shape) * (1 + (self.data.labels is not None))
-        workers = default_workers(self.device, together * size)
+        workers = default_workers(self.device, together * self.share * self.data.pair_bytes)
         return min(workers, max(1, (os.cpu_count() or 1) // together))
 
     def _parts(self, step: int) -> list[tuple[list[tuple[int, int]], list[bool]]]:
