@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from tvf_core import commands, data
 from tvf_core.data import prepared
-from tvf_core.evaluation import evaluate
+from tvf_core.evaluation import evaluate, learn2reg
 from tvf_core.evaluation.compare import compare
 from tvf_core.evaluation.results import read_rows
 from tvf_core.paths import ROOT, runs
@@ -298,6 +298,51 @@ def test_nothing_is_overwritten(mine):
     with pytest.raises(FileExistsError, match="is there already"):
         mine(seed=1)
     assert (folder / "dataset.json").read_text() == before
+
+
+EMPTY = {  # command: (the split that is emptied, its other arguments)
+    "evaluate": ("test", ["--method", "identity"]),
+    "evaluate some": ("val", ["--method", "identity", "--split", "val", "--limit", "2"]),
+    "export-l2r": ("val", ["--method", "identity", "--out", "submission"]),
+    "draw": ("test", ["--method", "identity", "--out", "drawn.png"]),
+    "compare": ("test", ["identity", "lddmm"]),
+    "compare on val": ("val", ["identity", "lddmm", "--split", "val"]),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_a_split_without_pairs_is_told_and_nothing_is_begun(case, mine, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    split, more = EMPTY[case]
+    folder = mine("scans", shape=(20, 18, 16), labelled=True)
+    (folder / f"pairs_{split}.csv").write_text("moving,fixed\n")
+    edit(folder, sha256=None, subjects=["U"] * 12)  # loading other splits would warn of shared persons
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as told:
+        run(capsys, case.split()[0], *more, "--data", "./scans")
+    others = ", ".join(s for s in ("train", "val", "test") if s != split)
+    assert str(told.value) == f"tvf: ./scans: the split {split!r} has no pairs; there are pairs for: {others}"
+    assert sorted(tmp_path.rglob("*")) == before and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_training_without_pairs_in_a_split_is_refused(split, mine, tmp_path):
+    folder = mine("scans")
+    (folder / f"pairs_{split}.csv").write_text("moving,fixed\n")
+    edit(folder, sha256=None)
+    with pytest.raises(
+        ValueError, match=f"scans: the split '{split}' has no pairs; there are pairs for: .*test"
+    ):
+        train.train("tm", Profile(str(folder), size="tiny", steps=1), progress=False)
+    assert not (runs() / "scans" / "tm").exists()
+
+
+def test_scores_of_a_submission_for_a_split_without_pairs(mine, tmp_path):
+    folder = mine("scans", shape=(20, 18, 16), labelled=True)
+    (folder / "pairs_val.csv").write_text("moving,fixed\n")
+    edit(folder, sha256=None)
+    with pytest.raises(ValueError, match="the split 'val' has no pairs; there are pairs for: train, test"):
+        learn2reg.scores(tmp_path / "submission", folder)
 
 
 def test_two_folders_of_one_name_share_neither_runs_nor_results(mine):

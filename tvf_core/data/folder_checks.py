@@ -194,7 +194,10 @@ def _image_bytes(image: np.ndarray, number: int) -> np.ndarray:
             "[0, 1] (or uint8, where 255 is intensity 1); scale it, such as by "
             "x = x.astype(float); x = (x - x.min()) / (x.max() - x.min())"
         )
-    return np.round(255 * image.clip(0, 1)).astype(np.uint8)
+    precise = image.astype(
+        np.result_type(image, np.float32), copy=False
+    )  # float16 has no half of a large byte
+    return np.round(255 * precise.clip(0, 1)).astype(np.uint8)
 
 
 def label_maps(labels) -> np.ndarray:

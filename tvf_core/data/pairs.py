@@ -6,7 +6,9 @@ ordered (moving, fixed) index pairs. The lists are the same for every method.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -133,8 +135,10 @@ class PairData:
             item[role] = torch.from_numpy(np.array(self.images[index]))[None]
             if self.labels is not None:
                 kind = self.labels.dtype
-                plain = f"{kind.kind}{kind.itemsize}"  # PyTorch takes no other order of bytes
-                item[f"{role}_labels"] = torch.from_numpy(np.array(self.labels[index], plain))[None]
+                plain = np.dtype(f"{kind.kind}{kind.itemsize}")  # PyTorch takes no other bytes or names of it
+                item[f"{role}_labels"] = torch.from_numpy(np.array(self.labels[index], plain).view(plain))[
+                    None
+                ]
         return item
 
     def upright(self, volume, vectors: bool = False) -> torch.Tensor:
@@ -202,6 +206,27 @@ def load(name: str | Path, split: str, size: int | None = None, progress: bool =
         return DATASETS[str(name)](split, size, progress)
     folder = _folder(name)
     return _in_one_size(PairData(_own_name(folder), split, **prepared.read(folder, split)), size)
+
+
+def load_pairs(name: str | Path, split: str, size: int | None = None, progress: bool = False) -> PairData:
+    """:func:`load` for what needs at least one pair: ValueError where the split has none."""
+    data = load(name, split, size, progress)
+    if not len(data):
+        raise ValueError(without_pairs(name, split))
+    return data
+
+
+def without_pairs(name: str | Path, split: str) -> str:
+    """What is to be said of a split without pairs; empty where it has pairs, or cannot be loaded."""
+    counts = {}
+    for part in SPLITS:
+        # Warnings about one of these splits would have nothing to do with what was asked for.
+        with contextlib.suppress(OSError, ValueError), contextlib.redirect_stderr(io.StringIO()):
+            counts[part] = len(load(name, part))
+    if counts.get(split) != 0:
+        return ""
+    there = ", ".join(part for part, count in counts.items() if count)
+    return f"{name}: the split {split!r} has no pairs; there are pairs for: {there or 'no split'}"
 
 
 def name_of(data: str | Path) -> str:
