@@ -22,6 +22,8 @@ from .fetch import fetch
 def before(folder: Path, split: str, progress: bool) -> str:
     """Mean Dice of a split's pairs as they are, before any registration, in words."""
     data = PairData(folder.name, split, **prepared.read(folder, split))
+    if not len(data):
+        return f"{split}: no pairs"
     scores = []
     for k in tqdm(range(len(data)), desc="Dice before", disable=not progress):
         pair = data.batch([k])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tvf_core.card import content
-from tvf_core.data import prepared
+from tvf_core.data import folder_checks, prepared
 from tvf_core.paths import write_json
 
 from .fetch import check_space, full_disk
@@ -45,29 +45,43 @@ class Building:
     names : of the images, in their order.
     shape : of an image.
     labelled : how many images, from the first, have labels.
+    label_type : name of the unsigned integer type in which labels are stored.
     """
 
     def __init__(
-        self, folder: Path, recipe: dict, names: list[str], shape: tuple[int, ...], labelled: int = 0
+        self,
+        folder: Path,
+        recipe: dict,
+        names: list[str],
+        shape: tuple[int, ...],
+        labelled: int = 0,
+        label_type: str = "uint8",
     ):
         self.folder, self.part = Path(folder), Path(folder).with_name(f".{Path(folder).name}.part")
         self.recipe, self.names, self.shape, self.labelled = recipe, list(names), tuple(shape), labelled
         self._voxels = int(np.prod(shape))
-        self.bytes = (len(names) + labelled) * self._voxels
+        self._types = {prepared.IMAGES: np.dtype("uint8"), prepared.LABELS: np.dtype(label_type)}
+        if self._types[prepared.LABELS].kind != "u":
+            raise ValueError(
+                f"label_type: expected an unsigned integer type, such as uint16, got {label_type}"
+            )
+        counts = {prepared.IMAGES: len(names), prepared.LABELS: labelled}
+        self.bytes = sum(count * self._voxels * self._types[file].itemsize for file, count in counts.items())
         file = self.part / _RECIPE
         mine = {"recipe": recipe, "names": self.names, "shape": list(self.shape), "labelled": labelled}
+        mine["label_type"] = label_type
         if not (file.is_file() and json.loads(file.read_text()) == mine):
             shutil.rmtree(self.part, ignore_errors=True)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             check_space(self.folder.parent, self.bytes)
             with full_disk(self.part, self.bytes):
                 self.part.mkdir()
-                for name, count in ((prepared.IMAGES, len(names)), (prepared.LABELS, labelled)):
+                for name, count in counts.items():
                     if count:
+                        header = {"descr": np.lib.format.dtype_to_descr(self._types[name])}
+                        header |= {"fortran_order": False, "shape": (count, *self.shape)}
                         with open(self.part / name, "wb") as out:
-                            np.lib.format.write_array_header_1_0(
-                                out, {"descr": "|u1", "fortran_order": False, "shape": (count, *self.shape)}
-                            )
+                            np.lib.format.write_array_header_1_0(out, header)
                 (self.part / _DONE).write_bytes(bytes(len(names)))
                 write_json(file, mine)
 
@@ -76,22 +90,37 @@ class Building:
         return [k for k, done in enumerate((self.part / _DONE).read_bytes()) if not done]
 
     def put(self, index: int, image: np.ndarray, labels: np.ndarray | None = None) -> None:
-        """Write one image, float in [0, 1] or uint8, and its labels."""
-        if image.dtype != np.uint8:
-            image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+        """Write one image, float in [0, 1] or uint8, and its labels.
+
+        What lies a little outside [0, 1], as resampling leaves it, is cut off. ValueError for other
+        intensities, for labels that are no whole numbers or too large for ``label_type``, and another shape.
+        """
         if (labels is not None) != (index < self.labelled):
             raise ValueError(f"image {index}: the first {self.labelled} images have labels, no others")
+        image = folder_checks.image_bytes([_within(image)])[0]
+        arrays = {prepared.IMAGES: image} | (
+            {} if labels is None else {prepared.LABELS: self._fitting(labels)}
+        )
+        for array in arrays.values():
+            if array.shape != self.shape:
+                raise ValueError(f"{self.names[index]}: expected shape {self.shape}, got {array.shape}")
         with full_disk(self.part):
-            for name, array in ((prepared.IMAGES, image), (prepared.LABELS, labels)):
-                if array is not None:
-                    if array.shape != self.shape:
-                        raise ValueError(
-                            f"{self.names[index]}: expected shape {self.shape}, got {array.shape}"
-                        )
-                    self._write(name, index * self._voxels, np.ascontiguousarray(array, np.uint8))
+            for name, array in arrays.items():
+                array = np.ascontiguousarray(array, self._types[name])
+                self._write(name, index * array.nbytes, array)
             with open(self.part / _DONE, "r+b") as file:
                 file.seek(index)
                 file.write(b"\1")
+
+    def _fitting(self, labels: np.ndarray) -> np.ndarray:
+        """Labels that the type of the file can hold."""
+        labels = folder_checks.label_maps([labels])[0]
+        if labels.dtype.itemsize > (kind := self._types[prepared.LABELS]).itemsize:
+            raise ValueError(
+                f"labels go up to {labels.max()}, too large for {kind}: "
+                f"give Building label_type={str(labels.dtype)!r}, or number them anew"
+            )
+        return labels
 
     def _write(self, name: str, offset: int, array: np.ndarray) -> None:
         with open(self.part / name, "r+b") as file:  # not a memory map: on a full disk that kills the process
@@ -141,6 +170,13 @@ class Building:
         shutil.rmtree(old, ignore_errors=True)
         for name in (_DONE, _RECIPE):  # last, so that a stop before the renaming loses nothing
             (self.folder / name).unlink()
+
+
+def _within(image: np.ndarray) -> np.ndarray:
+    """The image with what lies a little outside [0, 1] cut off."""
+    if image.dtype.kind == "f" and image.size and image.min() >= -0.1 and image.max() <= 1.5:
+        return image.clip(0, 1)
+    return image
 
 
 def recipe_hash(*modules) -> str:

@@ -129,6 +129,38 @@ def test_an_interrupted_preparation_keeps_what_it_has_unless_the_recipe_changed(
     np.testing.assert_array_equal(np.load(other.folder / "images.npy"), np.round(255 * (1 - images)))
 
 
+def test_labels_beyond_a_byte_are_built_in_a_type_that_holds_them_or_refused(tmp_path):
+    labels = np.array([[[0, 1000], [2035, 5]], [[5, 5], [0, 3]]])
+    images = np.zeros((2, 2, 2))
+
+    def build(label_type, maps=labels, images=images):
+        building = Building(tmp_path / "x", {"recipe": 0}, ["a", "b"], (2, 2), 2, label_type)
+        for k in range(2):
+            building.put(k, images[k], maps[k])
+        building.finish(
+            "x", "x", {"train": [("a", "b")]}, {1000: "left", 2035: "right", 5: "stem", 3: "rest"}
+        )
+        return data.load(tmp_path / "x", "train")
+
+    part = build("uint16")
+    assert part.labels.dtype == np.uint16
+    np.testing.assert_array_equal(part.labels, labels)
+    assert part[0]["moving_labels"][0].tolist() == labels[0].tolist()
+    for arguments, words in (
+        (("uint8",), "labels go up to 2035, too large for uint8.*label_type='uint16'"),
+        (("int16",), "unsigned"),
+        (("uint16", -labels), "labels from -2035 to 0"),
+        (("uint16", labels + 0.5), "whole numbers"),
+        (("uint16", labels, np.full((2, 2, 2), 80, np.int16)), "int16 with intensities from 80 to 80"),
+        (("uint16", labels, np.full((2, 2, 2), 80.0)), "intensities from 80 to 80"),
+        (("uint16", labels, np.full((2, 2, 2), np.nan)), "NaN"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build(*arguments)
+    slightly = build("uint16", labels, np.array([np.full((2, 2), -0.01), np.full((2, 2), 1.02)]))
+    assert slightly.images.tolist() == [[[0, 0], [0, 0]], [[255, 255], [255, 255]]]
+
+
 def test_a_full_disk_in_the_middle_is_told_and_loses_nothing(built, monkeypatch):
     building, images, labels = built()
     put(building, images, labels, (0, 1))

@@ -146,7 +146,7 @@ def test_a_paper_profile_says_the_recipe_that_the_methods_have(name):
     pairs = {2: list(itertools.permutations(range(8), 2)), 3: list(itertools.permutations(range(394), 2))}[
         dim
     ]
-    data = PairData("", "train", np.zeros((394, 1, 1), np.uint8), pairs, [])
+    data = PairData("dots", "train", np.zeros((394, 1, 1), np.uint8), pairs)
     sampler = PairSampler(data, profile.batch, epoch_of=profile.epoch_of)
     if dim == 3:
         assert sampler.steps(500) == 394_000  # what the profile says

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from tvf_core import commands, data
 from tvf_core.data import prepared
-from tvf_core.evaluation import evaluate
+from tvf_core.evaluation import evaluate, learn2reg
 from tvf_core.evaluation.compare import compare
 from tvf_core.evaluation.results import read_rows
 from tvf_core.paths import ROOT, runs
@@ -181,7 +181,8 @@ DAMAGE = {  # name: (what is done to a folder, words of the message)
     "no labels": (lambda f: (f / "labels.npy").unlink(), ["labels.npy", "dataset.json"]),
     "float images": (array("images.npy", lambda a: a / 255), ["float64", "uint8", "np.round(255 * images)"]),
     "one image": (array("images.npy", lambda a: a[0]), ["(33, 28)", "(images, *space)"]),
-    "signed labels": (array("labels.npy", lambda a: a.astype(np.int16)), ["int16", "uint8"]),
+    "negative labels": (array("labels.npy", lambda a: -a.astype(np.int16)), ["label map 0", "-5 to 0"]),
+    "float labels": (array("labels.npy", lambda a: a.astype(np.float32)), ["float32", "uint8 or uint16"]),
     "other labels": (array("labels.npy", lambda a: a[:, 1:]), ["(12, 32, 28)", "(12, 33, 28)", "do not fit"]),
     "too many labels": (
         array("labels.npy", lambda a: np.concatenate([a, a])),
@@ -248,16 +249,21 @@ def test_an_unknown_name_lists_the_known_ones_and_what_a_folder_needs(name, mine
 
 
 ARGUMENTS = {  # name: (changes of the arguments of ``write``, words of the message)
-    "intensities": ({"images": [np.full((9, 8), 7.0)] * 12}, ["0 to 7", "[0, 1]"]),
+    "intensities": ({"images": [np.full((9, 8), 7.0)] * 12}, ["7 to 7", "[0, 1]"]),
     "NaN": ({"images": [np.full((9, 8), np.nan)] * 12}, ["image 0", "NaN"]),
     "integers": ({"images": [np.ones((9, 8), np.int16)] * 12}, ["int16", "uint8"]),
     "shapes": ({"images": [np.ones((9, 8))] * 11 + [np.ones((8, 9))]}, ["(9, 8)", "(8, 9)", "one shape"]),
     "rank": ({"images": [np.ones(9)] * 12}, ["(12, 9)", "(images, *space)"]),
     "none": ({"images": []}, ["images", "at least one"]),
-    "large labels": ({"labels": [np.full((33, 28), 2035)]}, ["2035", "0 to 255"]),
+    "negative labels": ({"labels": [np.full((33, 28), -1)]}, ["label map 0", "-1 to -1", "0 (background)"]),
+    "labels beyond int64": ({"labels": [np.full((33, 28), 2**63, np.uint64)]}, [f"{2**63}", "2**63 - 1"]),
     "fractions": ({"labels": [np.full((33, 28), 0.5)]}, ["whole numbers", "float64"]),
     "labels of another shape": ({"labels": [np.ones((28, 33), int)]}, ["(1, 28, 33)", "do not fit"]),
     "label without a name": ({"label_names": {1: "shell"}}, ["5", "label_names"]),
+    "pairs of no split": ({"pairs": [(0, 1)]}, ["train, val, test", "list"]),
+    "a pair that is none": ({"pairs": {"train": [0, 1]}}, ["train", "(moving, fixed)", "got 0"]),
+    "a fraction as number": ({"pairs": {"train": [(0.0, 1)]}}, ["train", "0 to 11", "(0.0, 1)"]),
+    "a fraction as label": ({"label_names": {1.5: "shell"}}, ["label_names", "whole"]),
     "split": ({"pairs": {"training": [(0, 1)]}}, ["training", "train, val, test"]),
     "number": ({"pairs": {"train": [(0, 12)]}}, ["train", "0 to 11", "(0, 12)"]),
     "name": ({"pairs": {"train": [("visit_1_U", "visit_3_U")]}}, ["train", "visit_3_U"]),
@@ -292,6 +298,51 @@ def test_nothing_is_overwritten(mine):
     with pytest.raises(FileExistsError, match="is there already"):
         mine(seed=1)
     assert (folder / "dataset.json").read_text() == before
+
+
+EMPTY = {  # command: (the split that is emptied, its other arguments)
+    "evaluate": ("test", ["--method", "identity"]),
+    "evaluate some": ("val", ["--method", "identity", "--split", "val", "--limit", "2"]),
+    "export-l2r": ("val", ["--method", "identity", "--out", "submission"]),
+    "draw": ("test", ["--method", "identity", "--out", "drawn.png"]),
+    "compare": ("test", ["identity", "lddmm"]),
+    "compare on val": ("val", ["identity", "lddmm", "--split", "val"]),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_a_split_without_pairs_is_told_and_nothing_is_begun(case, mine, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    split, more = EMPTY[case]
+    folder = mine("scans", shape=(20, 18, 16), labelled=True)
+    (folder / f"pairs_{split}.csv").write_text("moving,fixed\n")
+    edit(folder, sha256=None, subjects=["U"] * 12)  # loading other splits would warn of shared persons
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as told:
+        run(capsys, case.split()[0], *more, "--data", "./scans")
+    others = ", ".join(s for s in ("train", "val", "test") if s != split)
+    assert str(told.value) == f"tvf: ./scans: the split {split!r} has no pairs; there are pairs for: {others}"
+    assert sorted(tmp_path.rglob("*")) == before and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_training_without_pairs_in_a_split_is_refused(split, mine, tmp_path):
+    folder = mine("scans")
+    (folder / f"pairs_{split}.csv").write_text("moving,fixed\n")
+    edit(folder, sha256=None)
+    with pytest.raises(
+        ValueError, match=f"scans: the split '{split}' has no pairs; there are pairs for: .*test"
+    ):
+        train.train("tm", Profile(str(folder), size="tiny", steps=1), progress=False)
+    assert not (runs() / "scans" / "tm").exists()
+
+
+def test_scores_of_a_submission_for_a_split_without_pairs(mine, tmp_path):
+    folder = mine("scans", shape=(20, 18, 16), labelled=True)
+    (folder / "pairs_val.csv").write_text("moving,fixed\n")
+    edit(folder, sha256=None)
+    with pytest.raises(ValueError, match="the split 'val' has no pairs; there are pairs for: train, test"):
+        learn2reg.scores(tmp_path / "submission", folder)
 
 
 def test_two_folders_of_one_name_share_neither_runs_nor_results(mine):

@@ -13,11 +13,10 @@ from tvf_core.training.sampling import PairSampler, mirrored
 
 def pairs_of(images, pairs=None):
     return PairData(
-        "",
+        "dots",
         "train",
         np.zeros((images, 1, 1), np.uint8),
         pairs or list(itertools.permutations(range(images), 2)),
-        [],
     )
 
 

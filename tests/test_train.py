@@ -1,6 +1,7 @@
 """Training and evaluation on tiny data: learning, stopping and continuing, and what the files say."""
 
 import csv
+import itertools
 import json
 import signal
 import subprocess
@@ -449,18 +450,60 @@ def test_validation_scores_dice_with_labels_and_ssim_without(toy_data):
             [evaluate.score(Model(config, network), part, k, "cpu", [metric])[metric] for k in (0, 1)]
         )
         assert [
-            validation.validate(network, config, part, 12, Accelerator(cpu=True), at_once)
+            validation.validate(network, config, part, [0, 1], Accelerator(cpu=True), at_once)
             for at_once in (1, 2)
         ] == pytest.approx([expected] * 2)
 
 
-def test_a_validation_pair_without_a_finite_map_has_no_score_and_ends_no_training(toy_data):
-    config = NetworkConfig("tm", 2)
-    network = Model(config).network
-    for weights in network.parameters():
-        weights.data.fill_(torch.inf)  # as where half precision is too small for a pair
-    part = data.load("toy2d", "val")
-    assert np.isnan(validation.validate(network, config, part, 0, Accelerator(cpu=True), 1))
+@pytest.fixture
+def few_labels(monkeypatch):
+    """``few_labels(common)``: a data set whose images 4 to 7 have one label each, image 4 and 5 the same if
+    they are to have it in ``common``; 12 pairs of them validate. In training all images have both labels."""
+
+    def register(common, shape=(24, 20)):
+        rng = np.random.default_rng(0)
+        images = rng.random((8, *shape))
+        labels = 1000 + 1035 * rng.integers(0, 2, (8, *shape))
+        for image, label in zip(range(4, 8), (7, 7 if common else 8, 9, 1000)):
+            labels[image] = 0
+            labels[image, 4:12, 5:15] = label
+        pairs = {
+            "train": [(0, 1), (1, 0)],
+            "val": list(itertools.permutations(range(4, 8), 2)),
+            "test": [(0, 1)],
+        }
+        load = lambda split, size, progress: data.PairData("few", split, images, pairs[split], labels=labels)  # noqa: E731
+        monkeypatch.setitem(data.DATASETS, "few", load)
+
+    return register
+
+
+def test_validation_pairs_without_a_common_label_are_left_out(few_labels, tmp_path, capsys):
+    few_labels(common=True)
+    part = data.load("few", "val")
+    every = [
+        metrics.dice(x["moving_labels"], x["fixed_labels"], x["moving_labels"], [*part.label_names])
+        for x in (part.batch([k]) for k in range(12))
+    ]
+    assert validation.scorable(part, 0) == [k for k in range(12) if np.isfinite(every[k]).any()] == [0, 3]
+    assert validation.scorable(part, 2) == [0]  # of 0 and 11
+    card = run("vm-2", "few", 2, tmp_path, validation_pairs=0)
+    assert card["validation"]["pairs"] == 2 and 0 < card["validation"]["score"] <= 1
+    assert [0 < r["validation"] <= 1 for r in card["history"]] == [True] * 2
+    assert "10 validation pairs have no label in common; the other 2 are scored" in capsys.readouterr().err
+
+
+def test_a_training_that_could_not_choose_its_best_weights_does_not_begin(few_labels, tmp_path, monkeypatch):
+    few_labels(common=False)
+    with pytest.raises(ValueError, match="few: none of the 12 validation pairs has a label .* in both"):
+        run("vm-2", "few", 2, tmp_path / "run", validation_pairs=0)
+    thin = lambda split, *_: data.PairData("thin", split, np.zeros((2, 9, 20), np.uint8), [(0, 1)])  # noqa: E731
+    monkeypatch.setitem(data.DATASETS, "thin", thin)
+    with pytest.raises(
+        ValueError, match="thin: without labels, SSIM chooses the best weights; ssim: .*11 voxels"
+    ):
+        run("vm-2", "thin", 2, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_results_are_read_in_the_order_of_the_table(toy_data, evaluated, tmp_path):

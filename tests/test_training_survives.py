@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from test_train import run
 
 from tvf_core import commands, data, paths
-from tvf_core.methods import METHODS
+from tvf_core.methods import METHODS, NetworkConfig
+from tvf_core.model import Model
 from tvf_core.paths import ROOT
-from tvf_core.training import interrupts, not_finite, profiles, train
+from tvf_core.training import interrupts, not_finite, profiles, train, validation
 from tvf_core.training.history import History, read_history
 from tvf_core.training.profiles import Profile
 from tvf_core.training.run_folder import RunFolder
@@ -388,6 +389,75 @@ def test_what_is_not_finite_stops_or_is_skipped_and_harms_nothing(
         torch.cat([t.flatten().float() for t in load_file(tmp_path / "weights.safetensors").values()])
     ).all()
     assert [r["step"] for r in card["history"]] == list(range(6))
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    """``breaking(number)``: that call of ``register``, from 0, raises as for a field that is not finite."""
+
+    def arrange(number):
+        calls, register = iter(range(100)), Model.register
+
+        def broken(self, moving, fixed):
+            if next(calls) == number:
+                raise FloatingPointError("the displacement is not finite")
+            return register(self, moving, fixed)
+
+        monkeypatch.setattr(Model, "register", broken)
+
+    return arrange
+
+
+def test_a_validation_that_is_not_finite_ends_the_training_which_can_go_on(toy_data, tmp_path, breaking):
+    settings = dict(validations=3, validation_pairs=1)
+    whole = run("tm", "toy2d", 6, tmp_path / "whole", **settings)
+    breaking(1)
+    with pytest.raises(FloatingPointError) as caught:
+        run("tm", "toy2d", 6, tmp_path / "cut", **settings)
+    said = str(caught.value)
+    assert said.startswith(
+        "step 3: the validation after it gave a displacement that is not finite for i4->i5;"
+    )
+    assert "the state after it is saved" in said and "resume 'new'" in said and "\n" not in said
+    assert [r["step"] for r in read_history(tmp_path / "cut")] == [0, 1, 2, 3]
+    again = run("tm", "toy2d", 6, tmp_path / "cut", **settings)
+    assert [r["loss"] for r in again["history"]] == [r["loss"] for r in whole["history"]]
+    scores = [[r.get("validation") for r in card["history"]] for card in (whole, again)]
+    assert scores[0][3] is not None and scores[1] == [*scores[0][:3], None, *scores[0][4:]]
+
+
+def test_a_last_validation_that_is_not_finite_leaves_a_run_that_is_not_finished(toy_data, tmp_path, breaking):
+    breaking(1)
+    with pytest.raises(FloatingPointError, match="step 3: the validation .* that was saved is as it was"):
+        run("tm", "toy2d", 4, tmp_path)
+    assert not (tmp_path / "weights.json").exists() and (tmp_path / "weights.safetensors").exists()
+    card = run("tm", "toy2d", 4, tmp_path)  # the steps since the last saved state are made again
+    assert [r["step"] for r in card["history"]] == [0, 1, 2, 3] and card["validation"]["score"] > 0
+
+
+class Two:
+    """Stands for the accelerator of one of two processes; the other failed at ``other`` (-1: not at all)."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, process_index, other):
+        self.process_index, self.other = process_index, torch.tensor([other])
+
+    def gather(self, mine):
+        return torch.cat([mine, self.other] if self.process_index == 0 else [self.other, mine])
+
+
+@pytest.mark.parametrize(
+    "process, own, other, pair", [(0, 1, -1, 2), (0, 100, 1, 3), (1, 100, 0, 0), (1, 0, -1, 1)]
+)
+def test_every_process_learns_of_a_validation_that_is_not_finite(
+    process, own, other, pair, toy_data, breaking
+):
+    part, config = data.load("toy2d", "train"), NetworkConfig("vm-2", 2)
+    breaking(own)  # the pairs 0 and 2 are for the first process, 1 and 3 for the second
+    with pytest.raises(validation.NotFinitePairs) as told:
+        validation.validate(Model(config).network, config, part, [0, 1, 2, 3], Two(process, other))
+    assert told.value.pairs == [part.pair_name(pair)]
 
 
 def test_skipping_ends_when_nothing_else_happens(toy_data, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def loading(s: Setting) -> Operation:
     opened = [
         np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("images", "labels")
     ]
-    part = PairData("bench", "train", opened[0], [(0, 1)], ["0", "1"], opened[1], {s.labels - 1: "last"})
+    part = PairData("bench", "train", opened[0], [(0, 1)], labels=opened[1])
 
     def ours():
         [batch] = batches(part, [[(0, 1)]], s.device, workers=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checks import one_of
-from ..data import load
+from ..data import load_pairs
 from ..evaluation.evaluate import check_choices, load_model
 from ..methods import METHODS
 from ..paths import write_then_rename
@@ -70,7 +70,7 @@ def draw(
 
     constants = profiles.to_register(profile, method)
     check_choices(method, weights, constants)
-    pairs = load(data, "test", image_size or None, progress=True)
+    pairs = load_pairs(data, "test", image_size or None, progress=True)
     model = load_model(method, pairs, weights, constants)
     if not 0 <= pair < len(pairs):
         raise ValueError(f"pair: expected 0 to {len(pairs) - 1}, got {pair}")

@@ -4,6 +4,6 @@
 """
 
 from .loading import batches
-from .pairs import DATASETS, PairData, load, name_of
+from .pairs import DATASETS, PairData, load, load_pairs, name_of, without_pairs
 
-__all__ = ["DATASETS", "PairData", "batches", "load", "name_of"]
+__all__ = ["DATASETS", "PairData", "batches", "load", "load_pairs", "name_of", "without_pairs"]

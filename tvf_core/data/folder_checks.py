@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -9,15 +10,59 @@ import nibabel as nib
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+LARGEST = 2**63 - 1  # labels become int64 in PyTorch
 
 
-def plain_name(name, where) -> str:
-    """A data set's name; ValueError where it could not be the name of a folder."""
+def checked(
+    images,
+    names=None,
+    labels=None,
+    label_names: Mapping | None = None,
+    subjects=None,
+    axes: str = "RAS",
+    known_labels: bool = False,
+) -> dict:
+    """Check what a data set is to hold, and give it in the form in which it is kept.
+
+    Parameters
+    ----------
+    images : as :func:`image_bytes` takes them.
+    names : a text for each image; default its number.
+    labels : as :func:`label_maps` takes them, of all images or of the first ones; None for none.
+    label_names : label number -> structure, for every label that occurs; default "label 1" and so on.
+    subjects : for each image, which person it shows; default another one each.
+    axes : 3D: where the arrays' axes run.
+    known_labels : the labels that occur were checked before. Then the label maps are not read, for they may
+        be a large file.
+
+    Returns
+    -------
+    ``images`` (n, *S) uint8, ``labels`` (m, *S) integers or None, ``names``, ``label_names``, ``subjects``,
+    ``axes``.
+    """
+    images = image_bytes(images)
+    labels = None if labels is None else label_maps(labels)
+    shapes(images, labels)
+    names = texts(range(len(images)) if names is None else names, len(images), "names")
+    given = check_label_names({} if label_names is None else label_names)
+    if labels is None and given:
+        raise ValueError("label_names: without labels they have no effect")
+    if labels is not None and not (known_labels and given):
+        given = named(occurring(labels), given)
+    return {
+        "images": images,
+        "labels": labels,
+        "names": names,
+        "label_names": given,
+        "subjects": texts(names if subjects is None else subjects, len(images), "subjects"),
+        "axes": check_axes(axes),
+    }
+
+
+def plain_name(name, where, how: str = "choose a plain one, such as my_scans") -> str:
+    """A data set's name; ValueError where it could not be the name of a folder. ``how`` to correct it."""
     if not isinstance(name, str) or not name.strip() or name[0] == "." or set(name) & set('/\\:*?"<>|\n'):
-        raise ValueError(
-            f"{where}: the data set's name {name!r} cannot name a folder of results; "
-            'write a plain one, such as "name": "my_scans", into its dataset.json'
-        )
+        raise ValueError(f"{where}: the data set's name {name!r} cannot name a folder of results; {how}")
     return name
 
 
@@ -38,37 +83,44 @@ def texts(values, count: int, what: str) -> list[str]:
     return values
 
 
-def arrays(images: np.ndarray, labels: np.ndarray | None) -> None:
-    """Check images ``(n, *S)`` and label maps ``(m, *S)``, m <= n, as they are stored."""
+def stored(images: np.ndarray, labels: np.ndarray | None) -> None:
+    """Check the arrays of ``images.npy`` and ``labels.npy``, whose types are those of a data set."""
     if images.dtype != np.uint8:
         raise ValueError(
             f"images.npy holds {images.dtype}, expected uint8 where 255 is intensity 1; "
             "of images in [0, 1] that is np.round(255 * images).astype(np.uint8)"
         )
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise ValueError(f"labels.npy holds {labels.dtype}, expected integers, such as uint8 or uint16")
+    shapes(images, labels)
+
+
+def shapes(images: np.ndarray, labels: np.ndarray | None) -> None:
+    """Check images ``(n, *S)`` and label maps ``(m, *S)``, m <= n."""
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise ValueError(
-            f"images.npy has the shape {images.shape}, expected (images, *space) with 2 or 3 axes of space"
+            f"the images have the shape {images.shape}, expected (images, *space) with 2 or 3 axes of space"
         )
-    if labels is None:
-        return
-    if labels.dtype != np.uint8:
-        raise ValueError(f"labels.npy holds {labels.dtype}, expected uint8: whole numbers from 0 to 255")
-    if labels.shape[1:] != images.shape[1:] or not 0 < len(labels) <= len(images):
+    if labels is not None and (labels.shape[1:] != images.shape[1:] or not 0 < len(labels) <= len(images)):
         raise ValueError(
-            f"labels.npy {labels.shape} and images.npy {images.shape} do not fit: "
+            f"label maps {labels.shape} and images {images.shape} do not fit: "
             "label maps are of the images' shape, for all images or for the first ones"
         )
 
 
-def label_names(given) -> dict[int, str]:
+def check_label_names(given) -> dict[int, str]:
     """Label number -> structure, from the keys of a JSON object or from numbers."""
     try:
-        found = {int(number): structure for number, structure in given.items()}
+        found = {
+            int(number) if isinstance(number, str) else operator.index(number): structure
+            for number, structure in given.items()
+        }
     except (AttributeError, TypeError, ValueError):
         found = {0: ""}
-    if not all(0 < number < 256 and isinstance(text, str) and text for number, text in found.items()):
+    if not all(0 < number <= LARGEST and isinstance(text, str) and text for number, text in found.items()):
         raise ValueError(
-            'label_names: expected a name for each number from 1 to 255, such as {"1": "left ventricle"}'
+            "label_names: expected a name for each label, whose number is a whole one above 0, "
+            'such as {"1": "left ventricle"}'
         )
     if len(set(found.values())) < len(found):
         raise ValueError("label_names: two labels have the same name; give each its own")
@@ -87,14 +139,21 @@ def named(present: Iterable[int], given: dict[int, str]) -> dict[int, str]:
 
 
 def occurring(labels: np.ndarray) -> tuple[int, ...]:
-    """The labels that occur in label maps (uint8), without background."""
-    found = np.zeros(256, bool)
-    for one in labels:
-        found |= np.bincount(one.ravel(), minlength=256) > 0
-    return tuple(int(label) for label in np.flatnonzero(found) if label)
+    """The labels that occur in label maps ``(m, *S)`` of integers, without background.
+
+    ValueError for a label below 0 or beyond int64. The memory and the time do not depend on the numbers.
+    """
+    found = set()
+    for number, one in enumerate(labels):
+        flat = one.ravel(order="K")
+        starts = np.append(True, flat[1:] != flat[:-1])  # most neighbours are alike: this leaves few to sort
+        values = np.unique(flat[starts])
+        _check_labels(values[0], values[-1], number)
+        found |= set(values.tolist())
+    return tuple(sorted(found - {0}))
 
 
-def axes(given) -> str:
+def check_axes(given) -> str:
     """Where the axes of an array run, such as LIA."""
     try:
         directions = (
@@ -109,72 +168,146 @@ def axes(given) -> str:
     return given
 
 
-def image_bytes(images: Iterable) -> np.ndarray:
-    """Images as they are stored, ``(n, *S)`` uint8, from arrays of float in [0, 1] or of uint8."""
-    return _stack([_image_bytes(np.asarray(image), k) for k, image in enumerate(images)], "images")
+def image_bytes(images) -> np.ndarray:
+    """Images as they are stored, ``(n, *S)`` uint8, 255 for intensity 1.
+
+    ``images`` is an array, or arrays one by one, of float in [0, 1] or of uint8. An array of uint8, such as a
+    memory map, is given back as it is.
+    """
+    images = _arrays(images, "images")
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+        return images
+    return _stack([_image_bytes(_array(one, f"image {k}"), k) for k, one in enumerate(images)], "images")
 
 
 def _image_bytes(image: np.ndarray, number: int) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
-    if image.dtype.kind != "f":
+    if image.dtype.kind not in "biuf":
         raise ValueError(f"image {number}: expected float in [0, 1] or uint8, got {image.dtype}")
     if not np.isfinite(image).all():
         raise ValueError(f"image {number}: has NaN or infinite values; expected finite intensities in [0, 1]")
-    low, high = float(image.min(initial=0)), float(image.max(initial=0))
-    if low < -1e-6 or high > 1 + 1e-6:
+    low, high = (float(image.min()), float(image.max())) if image.size else (0.0, 0.0)
+    if image.dtype.kind != "f" or low < -1e-6 or high > 1 + 1e-6:
         raise ValueError(
-            f"image {number}: intensities from {low:.4g} to {high:.4g}, expected [0, 1]; "
-            "scale them, such as by (x - x.min()) / (x.max() - x.min())"
+            f"image {number}: {image.dtype} with intensities from {low:.4g} to {high:.4g}, expected float in "
+            "[0, 1] (or uint8, where 255 is intensity 1); scale it, such as by "
+            "x = x.astype(float); x = (x - x.min()) / (x.max() - x.min())"
         )
-    return np.round(255 * image.clip(0, 1)).astype(np.uint8)
+    precise = image.astype(
+        np.result_type(image, np.float32), copy=False
+    )  # float16 has no half of a large byte
+    return np.round(255 * precise.clip(0, 1)).astype(np.uint8)
 
 
-def label_bytes(labels: Iterable) -> np.ndarray:
-    """Label maps as they are stored, ``(m, *S)`` uint8, from arrays of whole numbers from 0 to 255."""
-    return _stack([_label_bytes(np.asarray(one), k) for k, one in enumerate(labels)], "labels")
+def label_maps(labels) -> np.ndarray:
+    """Label maps as integers ``(m, *S)``, from whole numbers of 0 (background) and more in any type.
+
+    An array of integers, such as a memory map, is given back as it is, and :func:`occurring` checks its
+    values. From label maps one by one, and from float and bool, the smallest unsigned type is made.
+    """
+    labels = _arrays(labels, "labels")
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
+        return labels
+    return _stack([_label_map(_array(one, f"label map {k}"), k) for k, one in enumerate(labels)], "labels")
 
 
-def _label_bytes(labels: np.ndarray, number: int) -> np.ndarray:
-    if labels.dtype.kind not in "iub" and not (
-        labels.dtype.kind == "f" and (labels == np.round(labels)).all()
-    ):
-        raise ValueError(f"label map {number}: expected whole numbers, got {labels.dtype}")
+def _label_map(labels: np.ndarray, number: int) -> np.ndarray:
+    whole = labels.dtype.kind in "iub" or (
+        labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.round(labels)).all()
+    )
+    if not whole:
+        raise ValueError(
+            f"label map {number}: expected whole numbers, got {labels.dtype} with others among them; "
+            "resample label maps by nearest neighbour"
+        )
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-    if low < 0 or high > 255:
+    _check_labels(low, high, number)
+    return labels.astype(np.min_scalar_type(high))
+
+
+def _check_labels(low, high, number: int) -> None:
+    if low < 0 or high > LARGEST:
         raise ValueError(
-            f"label map {number}: labels from {low} to {high}, expected 0 to 255; number them anew"
+            f"label map {number}: labels from {low} to {high}, expected 0 (background) to 2**63 - 1; "
+            "number them anew"
         )
-    return labels.astype(np.uint8)
 
 
-def _stack(stored: list[np.ndarray], what: str) -> np.ndarray:
-    if not stored:
+def _arrays(given, what: str) -> np.ndarray | Iterable:
+    """One array of all, or what gives arrays one by one."""
+    if hasattr(given, "__array__") and (array := _array(given, what)).ndim:
+        return array
+    if (
+        not hasattr(given, "__array__")
+        and isinstance(given, Iterable)
+        and not isinstance(given, (str, Mapping))
+    ):
+        return given
+    raise ValueError(f"{what}: expected an array, or arrays one by one, got {type(given).__name__}")
+
+
+def _array(given, what: str) -> np.ndarray:
+    """An array of what may be an array, a tensor or numbers in lists."""
+    try:
+        return np.asarray(given)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # as of tensors on a GPU, or of lists of many lengths
+        raise ValueError(f"{what}: expected an array ({error})") from None
+
+
+def _stack(arrays: list[np.ndarray], what: str) -> np.ndarray:
+    if not arrays:
         raise ValueError(f"{what}: expected at least one array")
-    if len(shapes := dict.fromkeys(array.shape for array in stored)) > 1:
+    if len(found := dict.fromkeys(array.shape for array in arrays)) > 1:
         raise ValueError(
-            f"{what}: expected arrays of one shape, got {' and '.join(map(str, list(shapes)[:2]))}"
+            f"{what}: expected arrays of one shape, got {' and '.join(map(str, list(found)[:2]))}"
         )
-    return np.stack(stored)
+    return np.stack(arrays)
+
+
+def numbered_pairs(pairs: Iterable, images: int, labelled: int) -> list[tuple[int, int]]:
+    """(moving, fixed) image numbers, checked against how many images there are and how many have labels.
+
+    ``labelled`` is ``images`` where nothing has labels.
+    """
+    try:
+        pairs = [(operator.index(moving), operator.index(fixed)) for moving, fixed in pairs]
+    except (TypeError, ValueError):
+        raise ValueError(
+            "pairs: expected (moving, fixed) numbers of images, such as [(0, 1), (1, 0)]"
+        ) from None
+    numbers = {number for pair in pairs for number in pair}
+    if odd := sorted(number for number in numbers if not 0 <= number < images):
+        raise ValueError(f"pairs: there is no image {odd[0]}; the images have the numbers 0 to {images - 1}")
+    if odd := sorted(number for number in numbers if number >= labelled):
+        raise ValueError(
+            f"pairs: image {odd[0]} has no label map, only the first {labelled} have one; "
+            "leave out the labels or these pairs"
+        )
+    return pairs
 
 
 def named_pairs(pairs: Mapping[str, Iterable], names: list[str]) -> dict[str, list[tuple[str, str]]]:
     """Split -> pairs of names, from pairs of image names or numbers."""
-    if not pairs or set(pairs) - set(SPLITS):
-        raise ValueError(
-            f"pairs: expected lists for {', '.join(SPLITS)}, got {', '.join(map(str, pairs)) or 'none'}"
-        )
+    if not isinstance(pairs, Mapping) or not pairs or set(pairs) - set(SPLITS):
+        got = ", ".join(map(str, pairs)) if isinstance(pairs, Mapping) else type(pairs).__name__
+        raise ValueError(f"pairs: expected lists for {', '.join(SPLITS)}, got {got or 'none'}")
     return {split: [_named_pair(pair, names, split) for pair in listing] for split, listing in pairs.items()}
 
 
 def _named_pair(pair, names: list[str], split: str) -> tuple[str, str]:
-    numbers = [k for k in pair if isinstance(k, (int, np.integer))]
-    if len(pair) != 2 or isinstance(pair, str) or any(not 0 <= k < len(names) for k in numbers):
+    two = list(pair) if isinstance(pair, Iterable) and not isinstance(pair, str) else []
+    numbers = [k for k in two if not isinstance(k, str)]
+    if len(two) != 2 or not all(isinstance(k, (int, np.integer)) and 0 <= k < len(names) for k in numbers):
         raise ValueError(
             f"pairs of {split}: expected (moving, fixed) by name or by number from 0 to {len(names) - 1}, "
             f"got {pair!r}"
         )
-    return tuple(names[k] if isinstance(k, (int, np.integer)) else k for k in pair)
+    return tuple(k if isinstance(k, str) else names[k] for k in two)
 
 
 def shared_persons(split: str, pairs: Mapping[str, Iterable[tuple[int, int]]], subjects: list[str]) -> str:

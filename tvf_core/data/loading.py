@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import shutil
 import sys
@@ -48,7 +47,7 @@ def default_workers(device, batch_bytes: int = 0) -> int:
 def batches(data: PairData, steps: Iterable[list[tuple[int, int]]], device="cpu", workers: int | None = None):
     """Yield a batch on ``device`` for every list of (moving, fixed) image numbers, in order.
 
-    Images travel to a GPU as they are stored, one byte per voxel, and become floats there.
+    Images and labels travel to a GPU as they are stored, and become floats and longs there.
 
     Parameters
     ----------
@@ -65,9 +64,7 @@ def batches(data: PairData, steps: Iterable[list[tuple[int, int]]], device="cpu"
         steps = iter(steps)
         first = next(steps, [])
         steps = itertools.chain([first] if first else [], steps)
-        workers = default_workers(
-            device, 2 * len(first) * math.prod(data.shape) * (1 + (data.labels is not None))
-        )
+        workers = default_workers(device, len(first) * data.pair_bytes)
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
     loader = DataLoader(

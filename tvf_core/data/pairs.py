@@ -6,8 +6,11 @@ ordered (moving, fixed) index pairs. The lists are the same for every method.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,34 +23,39 @@ from ..card import content
 from ..checks import one_of
 from ..paths import cache, data_root, write_then_rename
 from . import demo_brains, demo_faces, prepared
-from .folder_checks import SPLITS
+from .folder_checks import SPLITS, checked, numbered_pairs, plain_name
 
 
 @dataclass(frozen=True)
 class PairData:
-    """One split of a data set.
+    """One split of a data set. Everything in it is checked when it is made.
 
     Attributes
     ----------
-    images : (n, *S) uint8, 255 is intensity 1.
-    labels : (n, *S) uint8 or None.
+    name : under which runs and results are filed.
+    split : ``train``, ``val`` or ``test``.
+    images : (n, *S) uint8, 255 is intensity 1. Float in [0, 1] may be given; it is rounded to 1 / 255.
     pairs : ordered (moving, fixed) indices into ``images``.
-    names : name of each image.
-    label_names : label number -> structure, without background.
+    names : name of each image; by default its number.
+    labels : None, or (m, *S) label maps of the first m images, in whatever type of integers they are given.
+        Whole numbers may be given as float, and label maps one by one; they are kept in the smallest unsigned
+        type.
+    label_names : label number -> structure, without background; by default "label 1" and so on.
     subjects : the person that each image shows; by default another one each.
     axes : 3D: where the array's axes run: R or L, A or P, S or I, as in nibabel.
-    origin : hash of the files of a data set that lies in a folder; see :meth:`fingerprint`.
+    origin : hash of the files of a data set that lies in a folder; see :meth:`fingerprint`. The values of
+        such label maps were checked when the folder was read, and are not read again.
 
     Raises
     ------
-    ValueError : ``subjects`` are given, and not one for each image.
+    ValueError : something does not fit; one line says what is wrong and how to correct it.
     """
 
     name: str
     split: str
     images: np.ndarray
     pairs: list[tuple[int, int]]
-    names: list[str]
+    names: list[str] = field(default_factory=list)
     labels: np.ndarray | None = None
     label_names: dict[int, str] = field(default_factory=dict)
     subjects: list[str] = field(default_factory=list)
@@ -55,13 +63,24 @@ class PairData:
     origin: str = ""
 
     def __post_init__(self):
-        if not self.subjects:
-            object.__setattr__(self, "subjects", list(self.names))  # the way to set it in a frozen dataclass
-        if len(self.subjects) != len(self.names):
-            raise ValueError(
-                f"{self.name}: expected a subject for each of {len(self.names)} images, "
-                f"got {len(self.subjects)}"
+        plain_name(self.name, "PairData")
+        try:
+            one_of(self.split, SPLITS, "split")
+            parts = checked(
+                self.images,
+                self.names if len(self.names) else None,
+                self.labels,
+                self.label_names,
+                self.subjects if len(self.subjects) else None,
+                self.axes,
+                known_labels=bool(self.origin),
             )
+            labelled = parts["images"] if parts["labels"] is None else parts["labels"]
+            parts["pairs"] = numbered_pairs(self.pairs, len(parts["images"]), len(labelled))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        for key, value in parts.items():
+            object.__setattr__(self, key, value)  # the way to set it in a frozen dataclass
 
     @property
     def dim(self) -> int:
@@ -85,6 +104,11 @@ class PairData:
             digest.update(np.ascontiguousarray(self.labels))
         return digest.hexdigest()[:16]
 
+    @property
+    def pair_bytes(self) -> int:
+        """Size of a pair as :meth:`stored` gives it."""
+        return 2 * math.prod(self.shape) * (1 + (0 if self.labels is None else self.labels.itemsize))
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -105,12 +129,16 @@ class PairData:
         return as_images(self.stored(moving, fixed))
 
     def stored(self, moving: int, fixed: int) -> dict[str, torch.Tensor]:
-        """Any two images as a pair, as they are stored (uint8): what :func:`as_images` makes floats of."""
+        """Any two images as a pair, as they are stored: what :func:`as_images` makes float and long."""
         item = {}
         for role, index in (("moving", moving), ("fixed", fixed)):
             item[role] = torch.from_numpy(np.array(self.images[index]))[None]
             if self.labels is not None:
-                item[f"{role}_labels"] = torch.from_numpy(np.array(self.labels[index]))[None]
+                kind = self.labels.dtype
+                plain = np.dtype(f"{kind.kind}{kind.itemsize}")  # PyTorch takes no other bytes or names of it
+                item[f"{role}_labels"] = torch.from_numpy(np.array(self.labels[index], plain).view(plain))[
+                    None
+                ]
         return item
 
     def upright(self, volume, vectors: bool = False) -> torch.Tensor:
@@ -150,7 +178,7 @@ class PairData:
 
 
 def as_images(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stored bytes as images, float in [0, 1], and labels, long."""
+    """Stored bytes as images, float in [0, 1], and labels of any type as long."""
     return {
         key: value.long() if key.endswith("labels") else value.float() / 255 for key, value in stored.items()
     }
@@ -178,6 +206,27 @@ def load(name: str | Path, split: str, size: int | None = None, progress: bool =
         return DATASETS[str(name)](split, size, progress)
     folder = _folder(name)
     return _in_one_size(PairData(_own_name(folder), split, **prepared.read(folder, split)), size)
+
+
+def load_pairs(name: str | Path, split: str, size: int | None = None, progress: bool = False) -> PairData:
+    """:func:`load` for what needs at least one pair: ValueError where the split has none."""
+    data = load(name, split, size, progress)
+    if not len(data):
+        raise ValueError(without_pairs(name, split))
+    return data
+
+
+def without_pairs(name: str | Path, split: str) -> str:
+    """What is to be said of a split without pairs; empty where it has pairs, or cannot be loaded."""
+    counts = {}
+    for part in SPLITS:
+        # Warnings about one of these splits would have nothing to do with what was asked for.
+        with contextlib.suppress(OSError, ValueError), contextlib.redirect_stderr(io.StringIO()):
+            counts[part] = len(load(name, part))
+    if counts.get(split) != 0:
+        return ""
+    there = ", ".join(part for part, count in counts.items() if count)
+    return f"{name}: the split {split!r} has no pairs; there are pairs for: {there or 'no split'}"
 
 
 def name_of(data: str | Path) -> str:

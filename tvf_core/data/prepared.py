@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | ``images.npy`` | (n, *S) uint8, 2D or 3D, 255 is intensity 1 |
-| ``labels.npy`` | (m, *S) uint8, label maps of the first m images, 0 is background; may be absent |
+| ``labels.npy`` | (m, *S) of any integer type, label maps of the first m images, 0 is background; optional |
 | ``pairs_train.csv`` | a line ``moving,fixed``, then two names of images per line |
 | ``pairs_val.csv``, ``pairs_test.csv`` | likewise |
 | ``dataset.json`` | a JSON object; ``{}`` is enough |
@@ -69,7 +69,10 @@ def own_name(folder: Path) -> str:
 
     ValueError where runs and results could not be filed in a folder of this name.
     """
-    return folder_checks.plain_name((about(folder) or {}).get("name", Path(folder).resolve().name), folder)
+    name = (about(folder) or {}).get("name", Path(folder).resolve().name)
+    return folder_checks.plain_name(
+        name, folder, f'write a plain one, such as "name": "my_scans", into its {ABOUT}'
+    )
 
 
 def damaged(folder: Path) -> list[str]:
@@ -112,14 +115,14 @@ def read(folder: Path, split: str) -> dict:
     try:
         images = _opened(folder / IMAGES)
         labels = _opened(folder / LABELS) if (folder / LABELS).is_file() else None
-        folder_checks.arrays(images, labels)
+        folder_checks.stored(images, labels)
         hashes = _hashes(folder, known, listings.values())
         names = folder_checks.texts(known.get("names", range(len(images))), len(images), "names")
         subjects = _subjects(folder, known, names)
-        label_names = folder_checks.label_names(known.get("label_names", {}))
+        label_names = folder_checks.check_label_names(known.get("label_names", {}))
         if labels is not None and not (label_names and "sha256" in known):  # else they were checked already
             label_names = folder_checks.named(_values(folder / LABELS, _stamp(folder / LABELS)), label_names)
-        axes = folder_checks.axes(known.get("axes", "RAS"))
+        axes = folder_checks.check_axes(known.get("axes", "RAS"))
         pairs = {part: _read_pairs(listing, names) for part, listing in listings.items()}
     except (ValueError, TypeError, OSError) as error:
         again = (
@@ -156,7 +159,8 @@ def write(
     images : n arrays of one shape, 2D or 3D: float in [0, 1], or uint8 (255 is intensity 1). Stored as uint8.
     pairs : split (``train``, ``val``, ``test``) -> ordered (moving, fixed) pairs: names, or numbers from 0.
     names : a name for each image; default its number.
-    labels : label maps of whole numbers from 0 (background) to 255, of all images or of the first ones.
+    labels : label maps of whole numbers from 0 (background) on, of all images or of the first ones; stored in
+        the smallest unsigned type that holds them.
     label_names : label number -> structure, for every label that occurs; default "label 1" and so on.
     subjects : for each image, which person it shows; default another one each.
     spacing : size of a voxel in mm, one number or one for each axis; a remark only.
@@ -173,25 +177,18 @@ def write(
     ValueError : an argument does not fit; nothing is left behind.
     """
     folder = Path(folder).expanduser().absolute()
-    if labels is None and label_names:
-        raise ValueError("label_names: without labels they have no effect")
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; choose another folder, or delete it first")
     folder_checks.plain_name(name or folder.name, folder)
-    arrays = {IMAGES: folder_checks.image_bytes(images)}
-    count = len(arrays[IMAGES])
-    known = {"name": name} if name else {}
-    known["names"] = folder_checks.texts(range(count) if names is None else names, count, "names")
+    checked = folder_checks.checked(images, names, labels, label_names, subjects, axes)
+    arrays = {IMAGES: checked["images"]}
+    known = ({"name": name} if name else {}) | {"names": checked["names"], "axes": checked["axes"]}
     if subjects is not None:
-        known["subjects"] = folder_checks.texts(subjects, count, "subjects")
+        known["subjects"] = checked["subjects"]
     if labels is not None:
-        arrays[LABELS] = folder_checks.label_bytes(labels)
-        given = folder_checks.named(
-            folder_checks.occurring(arrays[LABELS]), folder_checks.label_names(label_names or {})
-        )
-        known["label_names"] = {str(number): structure for number, structure in given.items()}
-    folder_checks.arrays(arrays[IMAGES], arrays.get(LABELS))
-    known["axes"] = folder_checks.axes(axes)
+        numbers = checked["labels"]
+        arrays[LABELS] = numbers.astype(np.min_scalar_type(numbers.max()), copy=False)
+        known["label_names"] = {str(number): text for number, text in checked["label_names"].items()}
     if spacing is not None:
         known["spacing_mm"] = np.asarray(spacing, float).tolist()
     pairs = folder_checks.named_pairs(pairs, known["names"])

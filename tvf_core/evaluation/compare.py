@@ -12,7 +12,8 @@ import numpy as np
 from scipy import stats
 
 from ..checks import one_of
-from ..data import name_of
+from ..data import DATASETS, name_of, without_pairs
+from ..data.pairs import PREPARED
 from .results import TEXTS, exact_name, read_result, read_results, read_rows
 
 
@@ -49,7 +50,8 @@ def compare(
     Raises
     ------
     FileNotFoundError : there is no result of that name; the message says how to make it.
-    ValueError : the rows have no such column or no pair in common, or are of different data of the same name.
+    ValueError : the rows have no such column or no pair in common, or are of different data of the same name;
+        or there is no result, because the split has no pairs.
 
     Notes
     -----
@@ -129,7 +131,14 @@ def _paired(a: str, b: str, data: str, metric: str, folder: Path | None, split: 
     The metric, the scores of both results and the person of each common pair (no person at all where the
     rows do not tell), and the number of pairs that were left out because a score is not finite.
     """
-    rows = {name: read_rows(name, data, folder, split) for name in (a, b)}
+    try:
+        rows = {name: read_rows(name, data, folder, split) for name in (a, b)}
+    except FileNotFoundError:
+        # There can be no result on a split without pairs. Those of the program's own data have some.
+        if str(data) not in DATASETS or str(data) in PREPARED:
+            if told := without_pairs(data, split):
+                raise ValueError(told) from None
+        raise
     _same_data(a, b, data, folder, split)
     columns = [c for c in rows[a] if c in rows[b] and c not in (*TEXTS, "seconds")]
     metric = metric or ("dice" if "dice" in columns else "ssim")

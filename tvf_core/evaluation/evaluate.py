@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .. import checkpoints
 from ..card import code_hash, peak_mb, reset_peak, run_card
 from ..checks import one_of
-from ..data import DATASETS, PairData, load
+from ..data import DATASETS, PairData, load_pairs
 from ..methods import METHODS, NetworkConfig
 from ..model import Model, check_to_register
 from ..paths import runs, sha256
@@ -127,12 +127,12 @@ def evaluate(
     ------
     ValueError : the name cannot be one, or belongs to a result of another method, or to one with other
         weights, shape or constants that is not to be replaced; a file there is damaged, or the result's own
-        is something else; another process is evaluating under this name; or ``data`` is a folder, and
-        results on other data of the same name lie there.
+        is something else; another process is evaluating under this name; the split has no pairs; or ``data``
+        is a folder, and results on other data of the same name lie there.
     """
     check_choices(method, weights, constants)
     name = check_name(name or method, method)
-    pairs = load(data, split, image_size or None, progress)
+    pairs = load_pairs(data, split, image_size or None, progress)
     folder = (Path(out) if out else runs() / "results") / pairs.name
     check_owner(name, method, folder)
     if str(data) not in DATASETS:

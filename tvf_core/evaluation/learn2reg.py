@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .. import checkpoints, fields, metrics
 from ..card import code_hash
 from ..checks import check_field
-from ..data import load
+from ..data import load_pairs
 from ..methods import METHODS
 from ..paths import sha256, write_json, write_then_rename
 from .evaluate import check_choices, load_model
@@ -112,7 +112,7 @@ def export(
     The files, in the order of the pairs.
     """
     check_choices(method, weights, constants)
-    pairs = load(data, split, None, progress)
+    pairs = load_pairs(data, split, None, progress)
     if pairs.dim != 3 or any(s % 2 for s in pairs.shape):
         raise ValueError(
             f"{data}: Learn2Reg's format is for volumes of even sizes, "
@@ -157,7 +157,7 @@ def scores(folder: Path, data: str, split: str = "val", progress: bool = True) -
     FileNotFoundError names a pair whose file is missing. ValueError: a file is in another format, or the data
     have no labels.
     """
-    pairs = load(data, split, None, progress)
+    pairs = load_pairs(data, split, None, progress)
     if not pairs.label_numbers:
         raise ValueError(f"{data}: the {split} split has no labels, so there is nothing to score")
     files = [Path(folder) / TASK / file_name(pairs.pair_name(k)) for k in range(len(pairs))]

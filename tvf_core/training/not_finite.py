@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: whether a training skips them or stops, and its message."""
+"""What is not finite in a training: whether it skips such a step or stops, and what it says."""
 
 from __future__ import annotations
 
@@ -40,12 +40,29 @@ class NotFiniteSteps:
         be saved.
         """
         numbers = ", ".join(f"{k} {v:.3g}" for k, v in record.items() if k not in ("step", "lr", "seconds"))
-        more = f" and {len(pairs) - 4} more" * (len(pairs) > 4)
         row = f", the last of {self.in_a_row} such steps in a row" * (self.in_a_row > 1)
         state = "the state before it is saved" if saved else "the state before it could not be saved"
         return (
             f"step {record['step']}: not finite ({numbers}; learning rate {record['lr']:.2g}) "
-            f"for {', '.join(pairs[:4])}{more}{row}; {state}. "
+            f"for {_some(pairs)}{row}; {state}. "
             "Look at these pairs; on_nonfinite 'skip' goes on without them, resume 'new' starts again, "
             "with a lower learning rate"
         )
+
+
+def at_validation(step: int, pairs: list[str], saved: bool) -> str:
+    """One line about a validation after a step that ends the training, because a field was not finite.
+
+    ``pairs`` are the names of the pairs that went through the network at once; ``saved`` tells whether the
+    state after the step was saved.
+    """
+    state = "the state after it is saved" if saved else "the last state that was saved is as it was"
+    return (
+        f"step {step}: the validation after it gave a displacement that is not finite for {_some(pairs)}; "
+        f"{state}. "
+        "Look at these pairs; resume 'new' starts again, with a lower learning rate"
+    )
+
+
+def _some(pairs: list[str]) -> str:
+    return ", ".join(pairs[:4]) + f" and {len(pairs) - 4} more" * (len(pairs) > 4)

@@ -23,12 +23,12 @@ from accelerate.utils import broadcast_object_list
 
 from ..card import code_hash
 from ..checks import one_of
-from ..data import PairData, load
+from ..data import PairData, load, without_pairs
 from ..losses.objectives import LABEL_TERMS
 from ..methods import METHODS, NetworkConfig
 from ..model import check_losses
 from ..paths import runs
-from . import memory, not_finite
+from . import memory, not_finite, validation
 from .interrupts import Interrupts
 from .precision import make_accelerator
 from .profiles import EXECUTION, OF_THE_NOTEBOOK, Profile, applied, check_profile
@@ -80,7 +80,7 @@ def train(
     Raises
     ------
     ValueError : an argument or a setting is wrong, or another process trains in the folder.
-    FloatingPointError : a loss or a gradient is not finite.
+    FloatingPointError : a loss or a gradient is not finite, or a displacement in a validation.
     MemoryError : a step does not fit into the memory; the message says what to lower.
     """
     if not save_minutes >= 0:  # NaN fails too
@@ -105,7 +105,7 @@ def train(
             for step in bar:
                 record, done = trainer.step(step), step + 1
                 if trainer.validation_is_due(done):
-                    record["validation"] = trainer.validate()
+                    record["validation"] = trainer.validate(record)
                 trainer.tell(record)
                 if done < steps and (trainer.stopping or trainer.minutes_since_save() > save_minutes):
                     saved = trainer.save(done, last=trainer.stopping)
@@ -140,6 +140,7 @@ def _set_up(method: str, profile: Profile, out: Path | None, resume: str, **opti
     objective = METHODS[method].objective
     accelerator = make_accelerator(profile, objective.partly_used)
     data, held_out = _load(profile, accelerator, options["progress"])
+    scored = validation.scorable(held_out, profile.validation_pairs)
     sampler = PairSampler(data, profile.batch, profile.seed, profile.epoch_of, profile.flip)
     steps = -(-(profile.steps or sampler.steps(profile.epochs)) // objective.directions)
     profile, config, left = applied(profile, method, data.dim)
@@ -149,7 +150,11 @@ def _set_up(method: str, profile: Profile, out: Path | None, resume: str, **opti
     if left:
         values = ", ".join(f"{key} {value}" for key, value in left.items())
         run.say(f"{method}: these values of the profile have no effect on it: {values}")
-    return Trainer(method, profile, config, data, held_out, sampler, steps, run, accelerator, **options)
+    if count := len(held_out.spread(profile.validation_pairs)) - len(scored):
+        run.say(f"{count} validation pairs have no label in common; the other {len(scored)} are scored")
+    return Trainer(
+        method, profile, config, data, held_out, scored, sampler, steps, run, accelerator, **options
+    )
 
 
 def _load(profile: Profile, accelerator: Accelerator, progress: bool) -> list[PairData]:
@@ -161,8 +166,8 @@ def _load(profile: Profile, accelerator: Accelerator, progress: bool) -> list[Pa
     for part in splits:
         if not len(part):
             raise ValueError(
-                f"{profile.data}: the split {part.split!r} has no pairs; a training needs some to learn from "
-                "and some to choose the best weights"
+                f"{without_pairs(profile.data, part.split)}; a training learns from those of train and "
+                "chooses the best weights by those of val"
             )
     return splits
 

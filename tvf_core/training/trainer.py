@@ -24,7 +24,7 @@ from ..networks.swin import recompute_activations
 from . import memory, validation
 from .history import History, TensorBoard, mean_loss, read_history
 from .interrupts import Interrupts, not_for_children
-from .not_finite import NotFiniteSteps
+from .not_finite import NotFiniteSteps, at_validation
 from .precision import refuse_two_planes
 from .profiles import Profile
 from .run_folder import RunFolder
@@ -40,6 +40,7 @@ class Trainer:
     ----------
     method, profile, config : what is trained, how, and the network.
     data, held_out : the splits for training and for validation.
+    scored : numbers of the pairs of ``held_out`` by which the best weights are chosen.
     sampler : gives the pairs of every step.
     steps : of the whole training.
     run : the folder of the run.
@@ -52,6 +53,7 @@ class Trainer:
     config: NetworkConfig
     data: PairData
     held_out: PairData
+    scored: list[int]
     sampler: PairSampler
     steps: int
     run: RunFolder
@@ -188,15 +190,25 @@ class Trainer:
         """Whether the weights are scored after so many steps."""
         return done % max(1, self.steps // self.profile.validations) == 0 or done == self.steps
 
-    def validate(self) -> float:
-        """The validation score of the weights as they are now; the best weights are kept."""
-        with self.accelerator.autocast():
-            pairs = self.profile.validation_pairs
-            score = validation.validate(
-                self.network, self.config, self.held_out, pairs, self.accelerator, self.share
-            )
+    def validate(self, record: dict) -> float:
+        """The validation score of the weights after a step, whose record is given; the best weights are kept.
+
+        FloatingPointError where a displacement is not finite: the training must end.
+        """
+        try:
+            with self.accelerator.autocast():
+                score = validation.validate(
+                    self.network, self.config, self.held_out, self.scored, self.accelerator, self.share
+                )
+        except validation.NotFinitePairs as error:
+            self.tell(record)  # the state must not be ahead of the history
+            done = record["step"] + 1
+            # After the last step nothing is left to do: its state would count as that of a finished run.
+            saved = done < self.steps and self.save(done, last=True)
+            raise FloatingPointError(at_validation(record["step"], error.pairs, saved)) from None
         # A validation takes long enough for a signal to arrive.
         self.stopping = self.stopping or self.accelerator.reduce(self._interrupted()).item() > 0
+        # The best score is NaN in states of an earlier version, which took pairs without a score.
         if self.best_weights is None or math.isnan(self.best) or score > self.best:
             self.best = score
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
@@ -242,10 +254,9 @@ class Trainer:
         seconds, records = self._seconds(), read_history(self.run.path)
         self._write_weights()
         card = run_card(self.run.recipe, seconds, self.device, code)
-        pairs = len(self.held_out.spread(self.profile.validation_pairs))
         card |= {
             "execution": self.run.execution | {"peak_mb": round(peak_mb(self.device), 1)},
-            "validation": {"score": self.best, "pairs": pairs, "metric": self.metric},
+            "validation": {"score": self.best, "pairs": len(self.scored), "metric": self.metric},
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "pairs_seen": self.steps * self.directions * self.profile.batch,
             "loss": {"first": mean_loss(records[:20]), "last": mean_loss(records[-20:])},
@@ -255,8 +266,7 @@ class Trainer:
     def _default_workers(self) -> int:
         """How many processes load batches for this one; each training process on this machine has its own."""
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        size = 2 * self.share * math.prod(self.data.shape) * (1 + (self.data.labels is not None))
-        workers = default_workers(self.device, together * size)
+        workers = default_workers(self.device, together * self.share * self.data.pair_bytes)
         return min(workers, max(1, (os.cpu_count() or 1) // together))
 
     def _parts(self, step: int) -> list[tuple[list[tuple[int, int]], list[bool]]]:
