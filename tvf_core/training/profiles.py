@@ -143,6 +143,11 @@ def check_profile(profile: Profile, where: str = "profile") -> Profile:
     one_of(profile.size, SIZES, f"network size in {where}")
     if profile.integrator:
         one_of(profile.integrator, STEPS, f"integrator in {where}")
+    for method in profile.methods.split():
+        if method not in METHODS:
+            raise ValueError(
+                f"{where}: methods names {method!r}, which is no method; known: {', '.join(METHODS)}"
+            )
     for key in ("losses", "constants"):
         for method, numbers in getattr(profile, key).items():
             if method not in METHODS:
