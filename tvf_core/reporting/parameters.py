@@ -165,14 +165,15 @@ def methods(profile: Profile, data: PairData) -> list[str]:
 def stand_in(method: str, chosen: list[str], what: str) -> str:
     """The method itself where it is among the chosen ones, else the last of them; empty where there is none.
 
-    Where it is not the method itself, a printed line says what shows ``what`` instead.
+    Where it is not the method itself, a printed line says what ``what`` shows instead. Among the chosen ones
+    may be results under names of their own.
     """
     if method in chosen:
         return method
-    other = chosen[-1] if chosen else ""
-    title = METHODS[method].title
+    other, title = chosen[-1] if chosen else "", METHODS[method].title
     if other:
-        print(f"{title} is not among the methods: {what} shows {METHODS[other].title}")
+        shown = METHODS[other].title if other in METHODS else other
+        print(f"{title} is not among the methods: {what} shows {shown}")
     else:
         print(f"{title} is not among the methods, nor another that could stand in: without {what}")
     return other
