@@ -11,7 +11,7 @@ from ..data import load
 from ..evaluation import evaluate as evaluation
 from ..evaluation.results import read_results
 from ..methods import METHODS, available
-from ..paths import RESULTS, ROOT, runs
+from ..paths import RESULTS, ROOT
 from ..reporting import tables
 from ..training import profiles
 from ..training import train as training
@@ -34,12 +34,11 @@ def train_all() -> None:
     """
     for _, profile, rows in _shipped():
         for method in [m for m in rows if METHODS[m].build]:
-            out = runs() / profile.data / method
-            training.train(method, profile, out=out)
-            model = checkpoints.load(out / "weights.safetensors")
+            weights = training.train(method, profile, resume="beside")["weights"]
+            model = checkpoints.load(weights)
             target = checkpoints.shipped(method, profile.data)
             checkpoints.save(target, model.network.state_dict(), model.config, compact=True)
-            shutil.copyfile(out / "weights.json", target.with_suffix(".json"))
+            shutil.copyfile(weights.with_suffix(".json"), target.with_suffix(".json"))
     evaluate_all()
 
 

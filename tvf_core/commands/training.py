@@ -53,7 +53,8 @@ def train(
         accumulate: parts of a batch that go through the network one after the other, in less memory.
         auto_fit: find recompute and accumulate, from the given ones on, such that a step fits into the
             memory; --no-auto-fit takes them as given.
-        resume: auto continues an unfinished run, new puts it aside and starts afresh.
+        resume: auto continues an unfinished run; beside does so, too, and where the folder holds a run with
+            other settings it takes a folder beside it; new puts a run aside and starts afresh.
         on_nonfinite: stop, or skip a step whose loss or gradient is not finite.
         save_minutes: how often the state is saved.
         workers: processes that load batches ahead; default up to 4 beside a GPU, else none.
@@ -105,11 +106,9 @@ def list_all_runs(folder: Path | None = None) -> None:
             f"{entry['metric']} {entry['best']:.4f}" if entry["best"] == entry["best"] else "-",
             elapsed(entry["seconds"]),
             f"{elapsed(time.time() - entry['changed'])} ago",
+            entry["unlike"],
         ]
         for entry in found
     ]
-    print(
-        tables.plain(["run", "state", "steps", "best validation", "trained for", "changed"], rows)
-        if rows
-        else f"no runs in {folder or runs()}; start one with: tvf train"
-    )
+    header = ["run", "state", "steps", "best validation", "trained for", "changed", "unlike its neighbour"]
+    print(tables.plain(header, rows) if rows else f"no runs in {folder or runs()}; start one with: tvf train")

@@ -14,7 +14,7 @@ from scipy import stats
 from ..checks import one_of
 from ..data import DATASETS, name_of, without_pairs
 from ..data.pairs import PREPARED
-from .results import TEXTS, exact_name, read_result, read_results, read_rows
+from .results import TEXTS, differ, exact_name, read_result, read_results, read_rows
 
 
 def compare(
@@ -171,6 +171,20 @@ def _same_data(a: str, b: str, data: str, folder: Path | None, split: str) -> No
 def _means(values: np.ndarray, people: np.ndarray) -> np.ndarray:
     """Mean over the pairs of each person: (persons,)."""
     return np.array([values[people == who].mean() for who in dict.fromkeys(people)])
+
+
+def made_alike(summaries: dict[str, dict], data: str, other: Path, split: str = "test") -> dict[str, dict]:
+    """Those of the summaries that another folder has under the same name and made in the same way.
+
+    That is, on the same data, with the same weights, shape of the images and constants.
+    """
+    stored, alike = read_results(other, data, split), {}
+    for name, summary in summaries.items():
+        if name in stored:
+            old, new = (s["card"]["settings"] for s in (stored[name], summary))
+            if not differ(old, new) and old.get("origin", new["origin"]) == new["origin"]:
+                alike[name] = summary
+    return alike
 
 
 def agreement(

@@ -70,7 +70,7 @@ def made_otherwise(name: str, folder: Path, settings: dict, replace: bool) -> li
     ValueError names the first.
     """
     known = _named(name, folder)
-    others = [file for file, summary in known if _differ(summary["card"]["settings"], settings)]
+    others = [file for file, summary in known if differ(summary["card"]["settings"], settings)]
     if others and not replace:
         raise ValueError(
             f"{others[0]} was made with other weights, image size or constants: to keep both, give the new "
@@ -79,7 +79,8 @@ def made_otherwise(name: str, folder: Path, settings: dict, replace: bool) -> li
     return others
 
 
-def _differ(old: dict, new: dict) -> bool:
+def differ(old: dict, new: dict) -> bool:
+    """Whether two results were made with other weights, shape or constants, as their settings tell."""
     one, two = old.get("constants") or {}, new.get("constants") or {}
     return any(old.get(key, new[key]) != new[key] for key in ("weights", "shape")) or any(
         one[constant] != two[constant] for constant in one.keys() & two.keys()

@@ -136,6 +136,8 @@ def check_profile(profile: Profile, where: str = "profile") -> Profile:
     for key in ("image_size", "steps", "epochs", "live_steps", "test_pairs", "validation_pairs", "seed"):
         if getattr(profile, key) < 0:
             raise ValueError(f"{where}: {key} must not be negative, got {getattr(profile, key)}")
+    if profile.seed >= 2**63:  # what PyTorch's generators take
+        raise ValueError(f"{where}: seed must be below 2**63, got {profile.seed}")
     if not (profile.steps or profile.epochs):
         raise ValueError(f"{where}: needs steps or epochs of at least 1")
     if not 0 <= profile.flip <= 1:
@@ -143,6 +145,11 @@ def check_profile(profile: Profile, where: str = "profile") -> Profile:
     one_of(profile.size, SIZES, f"network size in {where}")
     if profile.integrator:
         one_of(profile.integrator, STEPS, f"integrator in {where}")
+    for method in profile.methods.split():
+        if method not in METHODS:
+            raise ValueError(
+                f"{where}: methods names {method!r}, which is no method; known: {', '.join(METHODS)}"
+            )
     for key in ("losses", "constants"):
         for method, numbers in getattr(profile, key).items():
             if method not in METHODS:

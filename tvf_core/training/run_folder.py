@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
@@ -31,6 +32,8 @@ from . import lock
 from .history import read_history
 from .memory import is_out_of_memory
 
+HASH = 8  # hexadecimal digits of the settings' hash in the name of a folder
+
 
 class RunFolder:
     """One run's files.
@@ -38,7 +41,8 @@ class RunFolder:
     Parameters
     ----------
     path : the folder; it need not exist yet.
-    recipe : settings that decide the result. A folder that holds a run with other settings is refused.
+    recipe : settings that decide the result. A folder that holds a run with other settings is refused;
+        :meth:`beside` gives another folder then.
     writes : whether this process writes; of several processes, only one does.
     """
 
@@ -63,6 +67,33 @@ class RunFolder:
             else:
                 self.say(f"{self.path} cannot be locked ({without}): let no other training use it")
             yield
+
+    def held(self) -> dict | None:
+        """The recipe of the run in the folder; None where there is no run, or where it cannot be read."""
+        sources = [(self.card, "settings")] * self.card.exists()
+        if self.state.exists() or self.previous.exists() or read_history(self.path):
+            sources += [(self.begun, "recipe")] * self.begun.exists()
+        for file, key in sources:
+            with contextlib.suppress(json.JSONDecodeError):  # the machine stopped while the file was written
+                return json.loads(file.read_text())[key]
+        return None
+
+    def beside(self) -> RunFolder:
+        """This folder or, where it is taken by other settings, one beside it for these settings.
+
+        It is taken where it holds a run with other settings, and where another process begins one. The name
+        of the folder beside it ends with a hash of the settings. So the same settings always find the same
+        folder, and the runs of any number of settings lie side by side.
+        """
+        held = self.held()
+        if held is None:
+            taken = self.path.exists() and lock.is_held(self.path) is True
+        else:
+            taken = bool(differences(held, self.recipe))
+        if not taken:
+            return self
+        digest = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+        return RunFolder(self.path.with_name(f"{self.path.name}-{digest[:HASH]}"), self.recipe, self.writes)
 
     def put_aside(self) -> Path | None:
         """Move the files of an earlier run into the first free folder of ``<name>.1``, ``<name>.2``, ...
@@ -98,7 +129,7 @@ class RunFolder:
             if self.state.exists() or self.previous.exists():
                 return None  # the machine stopped while the card was written
             raise ValueError(
-                f"{self.card} is damaged; start again with resume 'new', which puts this run aside"
+                f"{self.card} is damaged; start again with --resume new, which puts this run aside"
             ) from None
         self._same_recipe(card["settings"])
         return card | {"history": read_history(self.path), "weights": self.weights}
@@ -110,9 +141,8 @@ class RunFolder:
         ------
         ValueError : the run has other settings, or all saved states are damaged.
         """
-        if self.begun.exists() and (self.state.exists() or self.previous.exists() or read_history(self.path)):
-            with contextlib.suppress(json.JSONDecodeError):  # a state holds the recipe as well
-                self._same_recipe(json.loads(self.begun.read_text())["recipe"])
+        if (held := self.held()) is not None:  # a state holds the recipe as well
+            self._same_recipe(held)
         damaged = []
         for file in (self.state, self.previous):
             if not file.exists():
@@ -134,7 +164,7 @@ class RunFolder:
             return content
         if damaged:
             raise ValueError(
-                f"{'; '.join(damaged)}; start again with resume 'new', which puts this run aside"
+                f"{'; '.join(damaged)}; start again with --resume new, which puts this run aside"
             )
         return None
 
@@ -197,18 +227,33 @@ class RunFolder:
                 file.unlink()
 
     def _same_recipe(self, found: dict) -> None:
-        different = sorted(k for k in found.keys() | self.recipe.keys() if found.get(k) != self.recipe.get(k))
-        if different:
-            told = ["origin: other images, labels or pairs" if k == "origin" else k for k in different]
+        if told := differences(found, self.recipe):
             raise ValueError(
-                f"{self.path} holds a run with other settings ({', '.join(told)}); "
-                "choose another out folder, or resume 'new', which puts that run aside"
+                f"{self.path} holds a run with other settings ({', '.join(told)}): "
+                "go on in a folder of its own with --resume beside or --out FOLDER, "
+                "or put that run aside with --resume new"
             )
 
     def say(self, text: str) -> None:
         """Print a line on stderr, above a progress bar."""
         if self.writes:
             tqdm.write(text, file=sys.stderr)
+
+
+def differences(found: dict, wanted: dict) -> list[str]:
+    """How the recipe of a run differs from another one, a text per setting; empty where they are the same."""
+    told = []
+    for key in sorted(found.keys() | wanted.keys()):
+        one, two = found.get(key), wanted.get(key)
+        if one == two:
+            continue
+        if key == "origin":
+            told.append("origin: other images, labels or pairs")
+        elif any(isinstance(value, dict | list | None) for value in (one, two)):
+            told.append(key)
+        else:
+            told.append(f"{key}: {one} there, {two} here")
+    return told
 
 
 def _read(file: Path) -> dict:

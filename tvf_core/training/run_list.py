@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 import time
 from pathlib import Path
 
 from ..paths import runs
 from . import lock
 from .history import read_history
+from .run_folder import HASH, differences
 
 
 def list_runs(folder: Path | None = None) -> list[dict]:
@@ -26,6 +29,8 @@ def list_runs(folder: Path | None = None) -> list[dict]:
     - ``metric``, ``best``: the best validation score so far; NaN before the first.
     - ``seconds``: time that the training has taken.
     - ``changed``: when its files changed last, in seconds since 1970.
+    - ``unlike``: of a run that lies beside one with other settings
+      (:meth:`~tvf_core.training.run_folder.RunFolder.beside`), what differs; else empty.
     """
     folder = Path(folder) if folder else runs()
     entries = []
@@ -39,6 +44,7 @@ def list_runs(folder: Path | None = None) -> list[dict]:
             "best": math.nan,
             "seconds": 0.0,
             "changed": file.stat().st_mtime,
+            "unlike": "",
         }
         try:
             entries.append(nothing | _about(file.parent))
@@ -51,6 +57,7 @@ def _about(path: Path) -> dict:
     """What the files of one run tell."""
     recipe = json.loads((path / "run.json").read_text())["recipe"]
     entry = {"steps": recipe["steps"], "metric": "dice" if recipe["labels"] else "ssim"}
+    entry["unlike"] = _unlike(path, recipe)
     if (path / "weights.json").exists():
         card = json.loads((path / "weights.json").read_text())
         return entry | {
@@ -70,6 +77,15 @@ def _about(path: Path) -> dict:
             "changed": (path / "history.jsonl").stat().st_mtime,
         }
     return entry | {"state": {True: "running", False: "stopped", None: "unfinished"}[lock.is_held(path)]}
+
+
+def _unlike(path: Path, recipe: dict) -> str:
+    """What differs from the run that this one lies beside; empty where it lies beside none."""
+    name = re.fullmatch(rf"(.+)-[0-9a-f]{{{HASH}}}", path.name)
+    other = path.with_name(name[1]) / "run.json" if name else path
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is gone or damaged
+        return ", ".join(differences(json.loads(other.read_text())["recipe"], recipe))
+    return ""
 
 
 def elapsed(seconds: float) -> str:

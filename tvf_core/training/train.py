@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -26,7 +27,8 @@ from ..checks import one_of
 from ..data import PairData, load, without_pairs
 from ..losses.objectives import LABEL_TERMS
 from ..methods import METHODS, NetworkConfig
-from ..model import check_losses
+from ..model import Model, check_losses
+from ..networks.swin import recompute_activations
 from ..paths import runs
 from . import memory, not_finite, validation
 from .interrupts import Interrupts
@@ -60,7 +62,9 @@ def train(
     profile : the recipe: data set, network size, steps, batch, learning rate and the rest.
     out : folder of the run (:mod:`tvf_core.training.run_folder`); default ``runs/<data>/<method>``.
     resume : ``auto`` continues an unfinished run in that folder, and returns a finished one; a run with other
-        settings is an error. ``new`` moves what is there into a folder with a number and starts afresh.
+        settings is an error. ``beside`` does the same, but leaves a run with other settings as it is and uses
+        a folder beside it (:meth:`~tvf_core.training.run_folder.RunFolder.beside`). ``new`` moves what is
+        there into a folder with a number and starts afresh.
     on_nonfinite : what to do where a loss or a gradient is not finite. ``stop`` saves the state before that
         step and raises an error with step, pairs and values. ``skip`` goes on without the step, unless very
         many follow each other (:mod:`tvf_core.training.not_finite`).
@@ -88,7 +92,7 @@ def train(
     options = {"on_nonfinite": on_nonfinite, "workers": workers, "tensorboard": tensorboard}
     trainer = _set_up(method, profile, out, resume, **options, watch=watch, progress=progress)
     run, steps = trainer.run, trainer.steps
-    if resume == "auto" and (card := _finished(trainer)):
+    if resume != "new" and (card := _finished(trainer)):
         return _shown(card, trainer)
 
     def advice():
@@ -130,7 +134,7 @@ def _set_up(method: str, profile: Profile, out: Path | None, resume: str, **opti
     """
     profile = check_profile(profile)
     one_of(method, [name for name, m in METHODS.items() if m.build], "trainable method")
-    one_of(resume, ("auto", "new"), "way to resume")
+    one_of(resume, ("auto", "beside", "new"), "way to resume")
     one_of(options["on_nonfinite"], not_finite.ANSWERS, "answer to what is not finite")
     check_losses(method, profile.losses.get(method))
     if options["workers"] is not None and options["workers"] < 0:
@@ -143,10 +147,17 @@ def _set_up(method: str, profile: Profile, out: Path | None, resume: str, **opti
     scored = validation.scorable(held_out, profile.validation_pairs)
     sampler = PairSampler(data, profile.batch, profile.seed, profile.epoch_of, profile.flip)
     steps = -(-(profile.steps or sampler.steps(profile.epochs)) // objective.directions)
+    check_recipe(method, profile, data)
     profile, config, left = applied(profile, method, data.dim)
     recipe = _recipe(method, profile, config, data, steps, accelerator.mixed_precision)
     folder = Path(out) if out else runs() / data.name / method
     run = RunFolder(folder, recipe, accelerator.is_main_process)
+    if resume == "beside":
+        place = [run.beside().path if run.writes else None]
+        broadcast_object_list(place)  # the processes must not look at different times
+        run = RunFolder(place[0], recipe, run.writes)
+        if run.path != folder and options["progress"]:
+            run.say(f"{folder} holds a run with other settings; this one lies in {run.path}")
     if left:
         values = ", ".join(f"{key} {value}" for key, value in left.items())
         run.say(f"{method}: these values of the profile have no effect on it: {values}")
@@ -155,6 +166,22 @@ def _set_up(method: str, profile: Profile, out: Path | None, resume: str, **opti
     return Trainer(
         method, profile, config, data, held_out, scored, sampler, steps, run, accelerator, **options
     )
+
+
+def check_recipe(method: str, profile: Profile, data: PairData) -> None:
+    """ValueError where a profile asks for what a method cannot do when it is trained on these data."""
+    terms = profile.losses.get(method, {})
+    if not data.label_numbers and (unusable := sorted(set(terms) & set(LABEL_TERMS))):
+        raise ValueError(f"losses: {profile.data} has no labels for {', '.join(unusable)}")
+    if profile.flip and data.dim == 3:
+        raise ValueError(
+            "flip: mirrors 2D images only; in a mirrored brain left and right labels would have changed sides"
+        )
+    if profile.recompute:
+        with torch.device("meta"):  # takes no memory
+            network = Model(applied(profile, method, data.dim)[1]).network
+        if not recompute_activations(network):
+            raise ValueError(f"recompute: {method} has no part that can compute its activations again")
 
 
 def _load(profile: Profile, accelerator: Accelerator, progress: bool) -> list[PairData]:
@@ -189,14 +216,7 @@ def _shown(card: dict, trainer: Trainer) -> dict:
 def _recipe(
     method: str, profile: Profile, config: NetworkConfig, data: PairData, steps: int, precision: str
 ) -> dict:
-    """Everything that decides the weights, checked against the data."""
-    if not data.label_numbers and set(profile.losses.get(method, ())) & set(LABEL_TERMS):
-        unusable = sorted(set(profile.losses[method]) & set(LABEL_TERMS))
-        raise ValueError(f"losses: {profile.data} has no labels for {', '.join(unusable)}")
-    if profile.flip and data.dim == 3:
-        raise ValueError(
-            "flip: mirrors 2D images only; in a mirrored brain left and right labels would have changed sides"
-        )
+    """Everything that decides the weights."""
     kept = {
         k: v
         for k, v in asdict(profile).items()

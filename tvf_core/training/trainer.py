@@ -93,8 +93,6 @@ class Trainer:
         torch.manual_seed(profile.seed)
         self.network = Model(self.config).network
         self.recomputes = recompute_activations(self.network, profile.recompute)
-        if profile.recompute and not self.recomputes:
-            raise ValueError(f"recompute: {self.method} has no part that can compute its activations again")
         losses, constants = profile.losses.get(self.method), profile.constants.get(self.method)
         self.objective = objective(self.config, self.network, self.data.label_numbers, losses, constants)
         if accelerator.mixed_precision == "bf16" and self.device.type == "cpu":
