@@ -6,6 +6,7 @@ given in the package's own words.
 
 import inspect
 import itertools
+import linecache
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -216,14 +217,13 @@ def batch_of(call, shape, size, dtype, seed=0):
 
 
 def ours(error):
-    """Whether an exception was raised by this package, in one line."""
+    """Whether a line ``raise`` of this package has raised an exception, and its message is one line."""
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
-    message = str(error)
-    return (
-        trace.tb_frame.f_code.co_filename.startswith(PACKAGE) and "\n" not in message and len(message) < 400
-    )
+    file, message = trace.tb_frame.f_code.co_filename, str(error)
+    raised = linecache.getline(file, trace.tb_lineno).strip().startswith("raise ")
+    return raised and file.startswith(PACKAGE) and "\n" not in message and len(message) < 400
 
 
 def expected(call, tensors):
