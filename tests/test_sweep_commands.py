@@ -80,7 +80,10 @@ FOLDERS = {
     "no common labels": dict(shape=(18, 17), change=lacks_common_labels),
     "one pair without common labels": dict(shape=(12, 18, 14), change=one_pair_lacks_common_labels),
     "no labels": dict(shape=(18, 17), labelled=False),
-    **{f"an empty {split}": dict(shape=(12, 18, 14), change=without(split)) for split in ("train", "val", "test")},
+    **{
+        f"an empty {split}": dict(shape=(12, 18, 14), change=without(split))
+        for split in ("train", "val", "test")
+    },
     "one image": dict(shape=(12, 18, 14), change=one_image),
     "black images": dict(shape=(18, 17), change=flat),
     "black volumes": dict(shape=(12, 18, 14), change=flat, labelled=False),
@@ -133,7 +136,8 @@ def test_every_command_ends_with_its_result_or_with_one_line(name, tmp_path, mon
         before = files(tmp_path)
         end = run(words)
         told = capfd.readouterr()
-        if end or 1: print(words, '->', repr(end), '|', told.out[:300], '|', files(tmp_path)-before)
+        if end or 1:
+            print(words, "->", repr(end), "|", told.out[:300], "|", files(tmp_path) - before)
         assert not end or (end.startswith("tvf: ") and "\n" not in end and len(end) < 500), f"{words}: {end}"
         assert "Traceback" not in told.err and "Warning" not in told.err, f"{words}: {told.err}"
         new = files(tmp_path) - before

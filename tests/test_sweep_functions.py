@@ -301,7 +301,7 @@ FLAWS = [
 
 def flawed(tensors, which, value, position):
     """Copies, the last pair with one value of one tensor that is not finite."""
-    tensors = [t.clone() for t in tensors]
+    tensors = [t.clone(memory_format=torch.contiguous_format) for t in tensors]
     tensors[which][-1].view(-1)[position] = value
     return tensors
 

@@ -175,14 +175,15 @@ class Broken(torch.nn.Module):
         return (field, None) if velocity is None else (displacement, field)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("method, dim, integrator", [e for e in EVERY if METHODS[e[0]].build])
-def test_a_field_that_is_not_finite_is_an_error(method, dim, integrator, value):
+def test_a_field_that_is_not_finite_is_an_error(method, dim, integrator):
     model = small(method, dim, integrator)
-    model.network = Broken(model.network, value)
-    with pytest.raises(FloatingPointError) as refused:
-        model.register(*images((17, 12, 9)[:dim]))
-    assert ours(refused.value)
+    network = model.network
+    for value in (math.nan, math.inf, -math.inf):
+        model.network = Broken(network, value)
+        with pytest.raises(FloatingPointError) as refused:
+            model.register(*images((17, 12, 9)[:dim]))
+        assert ours(refused.value)
 
 
 @each_method
