@@ -56,7 +56,7 @@ class Building:
         self.bytes = (len(names) + labelled) * self._voxels
         file = self.part / _RECIPE
         mine = {"recipe": recipe, "names": self.names, "shape": list(self.shape), "labelled": labelled}
-        if not (file.is_file() and json.loads(file.read_text()) == mine):
+        if not (file.is_file() and json.loads(file.read_text("utf-8")) == mine):
             shutil.rmtree(self.part, ignore_errors=True)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             check_space(self.folder.parent, self.bytes)

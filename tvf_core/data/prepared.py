@@ -39,7 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..paths import sha256, write_json
+from ..paths import for_files, sha256, write_json
 from . import folder_checks
 
 ABOUT, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
@@ -69,7 +69,8 @@ def own_name(folder: Path) -> str:
 
     ValueError where runs and results could not be filed in a folder of this name.
     """
-    return folder_checks.plain_name((about(folder) or {}).get("name", Path(folder).resolve().name), folder)
+    name = (about(folder) or {}).get("name", Path(folder).resolve().name)
+    return for_files(folder_checks.plain_name(name, folder))
 
 
 def damaged(folder: Path) -> list[str]:

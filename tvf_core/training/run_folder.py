@@ -93,7 +93,7 @@ class RunFolder:
         if not self.card.exists():
             return None
         try:
-            card = json.loads(self.card.read_text())
+            card = json.loads(self.card.read_text("utf-8"))
         except json.JSONDecodeError:
             if self.state.exists() or self.previous.exists():
                 return None  # the machine stopped while the card was written
@@ -112,7 +112,7 @@ class RunFolder:
         """
         if self.begun.exists() and (self.state.exists() or self.previous.exists() or read_history(self.path)):
             with contextlib.suppress(json.JSONDecodeError):  # a state holds the recipe as well
-                self._same_recipe(json.loads(self.begun.read_text())["recipe"])
+                self._same_recipe(json.loads(self.begun.read_text("utf-8"))["recipe"])
         damaged = []
         for file in (self.state, self.previous):
             if not file.exists():
