@@ -10,6 +10,10 @@ PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP   := $(PY) -m pip --disable-pip-version-check install --quiet
 
+# Tools keep caches and settings in the home folder. Where no file can be made there, _build/home takes its place.
+IN_HOME := { test -d "$$HOME" && file=$$(mktemp "$$HOME/.tvf-XXXXXX") && rm "$$file"; } 2>/dev/null || \
+  { mkdir -p _build/home && export HOME="$$PWD/_build/home"; };
+
 # The caller's settings of these two would change what a notebook prints or draws.
 unexport MPLBACKEND PYTHONWARNINGS
 
@@ -23,11 +27,11 @@ help:  ## list the targets
 env: $(STAMP)  ## make .venv with everything the book and the tests need
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
 	  { echo "Error: '$(PYTHON)' is not Python 3.11, 3.12 or 3.13; name one that is: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "Error: '$(PYTHON)' has no venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@test -x $(PY) || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(PY) || { echo "Creating $(VENV)"; "$(PYTHON)" -m venv $(VENV); }
 	@echo "Installing $(TORCH) (a large download the first time)"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') '$(TORCH)'
 	@echo "Installing tvf_core with its book and test tools"
@@ -42,27 +46,27 @@ data: env  ## fetch (32 MB) and prepare the 20 real anatomies; the book and the 
 	@$(PY) -m data_download anatomies
 
 book: env  ## execute the notebooks and build the book into _build/html
-	@$(PY) book/build.py $(ARGS)
+	@$(IN_HOME) $(PY) book/build.py $(ARGS)
 
 test: env  ## run the unit tests, then compare every notebook with its stored outputs
-	$(PY) -m pytest
-	rm -rf _build/test-runs  # every notebook must compute its results again
-	TVF_RUNS='$(CURDIR)/_build/test-runs' $(PY) -m pytest --nbval --nbval-current-env notebooks
+	@$(IN_HOME) $(PY) -m pytest
+	@rm -rf _build/test-runs  # every notebook must compute its results again
+	@$(IN_HOME) TVF_RUNS="$$PWD/_build/test-runs" $(PY) -m pytest --nbval --nbval-current-env notebooks
 
 notebooks: env  ## execute the notebooks and store their outputs (maintainer)
-	@$(PY) book/build.py --store $(ARGS)
+	@$(IN_HOME) $(PY) book/build.py --store $(ARGS)
 
 train: env  ## retrain the shipped weights (maintainer)
-	$(VENV)/bin/tvf train-all
+	@$(IN_HOME) $(VENV)/bin/tvf train-all
 
 results: env  ## measure again what older code measured: evaluations and benchmarks (maintainer)
-	$(VENV)/bin/tvf evaluate-all
-	$(VENV)/bin/tvf bench-all
+	@$(IN_HOME) $(VENV)/bin/tvf evaluate-all
+	@$(IN_HOME) $(VENV)/bin/tvf bench-all
 
 serve:  ## show the built book on http://127.0.0.1:8000
 	@test -f _build/html/index.html || { echo "Error: no book yet; run 'make book' first" >&2; exit 1; }
 	@echo "http://127.0.0.1:$(PORT)  (Ctrl-C stops it)"
-	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+	@"$(PYTHON)" -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 clean:  ## remove _build, runs and caches; keeps .venv
 	rm -rf _build runs .pytest_cache .ruff_cache .hypothesis

@@ -55,9 +55,6 @@ def stage() -> None:
     os.environ["PYTHONPATH"] = str(STAGE)
     os.environ["TVF_RUNS"] = str(STAGE / "runs")  # an empty folder: nothing computed earlier is found
     os.environ.setdefault("TVF_DATA", str(ROOT / "data"))  # prepared data sets stay where they are
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = (
-        "1"  # the kernel of this interpreter, not one from the home folder
-    )
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # silences a debugger's remark on stderr
     # The caller's settings of these two would change the figures or the warnings of a notebook.
     for name in ("MPLBACKEND", "PYTHONWARNINGS"):
@@ -153,11 +150,11 @@ def make_pages() -> None:
         "--path-output",
         str(output),
     ]
-    with LOG.open("w") as log:
+    with LOG.open("w", encoding="utf-8") as log:
         code = subprocess.run(command, cwd=STAGE, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
     pages = output / "_build" / "html"
     if code or not (pages / "index.html").exists():
-        lines = LOG.read_text(errors="replace").splitlines()
+        lines = LOG.read_text("utf-8", "replace").splitlines()
         remarks = [line for line in lines if "WARNING" in line or "ERROR" in line or "Error" in line]
         print(*(remarks or lines)[-20:], sep="\n", file=sys.stderr)
         sys.exit(
@@ -176,7 +173,7 @@ def recomputed() -> list[str]:
     """One line per result file that this build's notebooks have written."""
     lines = []
     for path in sorted((STAGE / "runs" / "results").glob("*/*.json")):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text("utf-8"))
         metrics = [
             f"{name} {value['mean']:.3g} +- {value['std']:.2g}"
             for name, value in result.get("summary", {}).items()

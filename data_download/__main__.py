@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tvf_core import metrics
+from tvf_core.console import print_any_text
 from tvf_core.data import PairData, prepared
 from tvf_core.paths import data_root
 
@@ -122,9 +124,12 @@ def _explain_or(module, options) -> None:
     folder = options.root / options.command
     if prepared.about(folder) is None:
         print(module.ACCESS)
+        root = f" --root {shlex.quote(str(options.root))}" * (
+            options.root != Path(os.path.abspath(data_root()))
+        )
         sys.exit(
             f"{options.command} is not in {options.root} yet; once you have it: "
-            f"python -m data_download {options.command} --source FOLDER_OR_ARCHIVE"
+            f"python -m data_download {options.command} --source FOLDER_OR_ARCHIVE{root}"
         )
     bad = prepared.damaged(folder)
     if bad:
@@ -199,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    print_any_text()
     options = parser().parse_args()
     try:
         options.root = Path(os.path.abspath(options.root.expanduser()))

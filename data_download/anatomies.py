@@ -94,7 +94,7 @@ LABELS = {int(k): OASIS_LABELS[int(k)] for k in np.unique(_tables()[0]) if k}
 
 def remotes() -> list[Remote]:
     """The twenty files with their published places and our hashes of them."""
-    lines = (_HERE / "anatomies.sha256").read_text().splitlines()
+    lines = (_HERE / "anatomies.sha256").read_text("utf-8").splitlines()
     return [
         Remote(name, _URL + name, f"sha256:{digest}", f"synthseg/{name}", int(size))
         for digest, size, name in map(str.split, lines)
@@ -103,7 +103,7 @@ def remotes() -> list[Remote]:
 
 def splits() -> dict[str, list[int]]:
     """Subjects of the three splits: 14, 2 and 4."""
-    known = json.loads((_HERE / "splits.json").read_text())["anatomies"]
+    known = json.loads((_HERE / "splits.json").read_text("utf-8"))["anatomies"]
     return {split: known[split] for split in ("train", "val", "test")}
 
 

@@ -70,7 +70,7 @@ class Building:
         file = self.part / _RECIPE
         mine = {"recipe": recipe, "names": self.names, "shape": list(self.shape), "labelled": labelled}
         mine["label_type"] = label_type
-        if not (file.is_file() and json.loads(file.read_text()) == mine):
+        if not (file.is_file() and json.loads(file.read_text("utf-8")) == mine):
             shutil.rmtree(self.part, ignore_errors=True)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             check_space(self.folder.parent, self.bytes)

@@ -23,6 +23,8 @@ import urllib3
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from tvf_core.paths import must_be_writable
+
 CHUNK = 1 << 16  # the most bytes that are lost when a connection breaks
 WAITS = (1, 4, 10)  # seconds before each new attempt after a broken connection
 TIMEOUT = (15, 60)  # seconds to connect, and between two packets
@@ -86,9 +88,10 @@ def fetch(remotes: Sequence[Remote], folder: Path, progress: bool = True) -> tup
 def only_one(folder: Path, name: str = ".lock"):
     """Hold the lock file of that name in a folder, which is made if need be.
 
-    OSError if another process or thread holds it. Blocks of one thread may be nested.
+    OSError if another process or thread holds it, or the folder cannot be written. Blocks of one thread may
+    be nested.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    must_be_writable(folder, "choose another --root, or name one for all data: TVF_DATA=FOLDER")
     file = folder.resolve() / name
     lock = _LOCKS.setdefault(file, FileLock(file))  # a FileLock counts how often it is held
     try:

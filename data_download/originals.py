@@ -100,7 +100,7 @@ def digest(files: list[Path], progress: bool = True) -> str:
     found = hashlib.sha256()
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="verifying", disable=not progress) as bar:
         for file, size in zip(files, sizes):
-            found.update(f"{file.parent.name}/{file.name} {size}\n".encode())
+            found.update(os.fsencode(f"{file.parent.name}/{file.name} {size}\n"))
             with open(file, "rb") as content:
                 while block := content.read(1 << 20):
                     found.update(block)

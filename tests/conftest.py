@@ -1,6 +1,8 @@
 """What the tests share: smooth random fields, golden values, tiny data sets, a run folder per test."""
 
+import contextlib
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,30 @@ def run_folder(tmp_path, monkeypatch):
     """Whatever a test trains or evaluates lands in its own folder, never in the repository."""
     monkeypatch.setenv("TVF_RUNS", str(tmp_path))
     return tmp_path
+
+
+@contextlib.contextmanager
+def usual_signals():
+    """SIGINT and SIGTERM as in a terminal, in this process and in those that it starts within the block.
+
+    A shell that starts ``make test &`` lets it and all its children ignore SIGINT.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, usual)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Every test finds the signals as they usually are, however the tests were started."""
+    with usual_signals():
+        yield
 
 
 def _smooth(shape, sigma, seed, lead):

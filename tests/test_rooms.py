@@ -9,7 +9,18 @@ from tvf_core.paths import ROOT
 
 # From the bottom to the top. A module may import from its own floor and from those below it.
 FLOORS = (
-    ("checks", "paths", "labels", "fields", "released", "integrate", "registration", "card", "sources"),
+    (
+        "checks",
+        "paths",
+        "labels",
+        "fields",
+        "released",
+        "integrate",
+        "registration",
+        "card",
+        "sources",
+        "console",
+    ),
     ("networks", "metrics"),
     ("losses",),
     ("pairwise", "data"),

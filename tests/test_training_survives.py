@@ -126,6 +126,33 @@ def test_a_signal_saves_the_state_and_ends_the_run_as_it_always_would(number, un
         assert same_weights(out, undisturbed)
 
 
+@pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_was_told_to_ignore_a_signal_goes_on_and_saves_at_the_other(ignored, tmp_path):
+    """A shell without job control lets what ends in ``&`` ignore SIGINT."""
+    [number] = {signal.SIGINT, signal.SIGTERM} - {ignored}
+    asked = f'trap "" {ignored.name.removeprefix("SIG")}; exec "$@"'
+    words = command(tmp_path, "--method", "vm-2", "--steps", "100000")
+    process = subprocess.Popen(
+        ["sh", "-c", asked, "sh", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    log = tmp_path / "history.jsonl"
+
+    def wait_for_steps(count):
+        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= count):
+            time.sleep(0.02)
+        return process.poll() is None
+
+    assert wait_for_steps(2)
+    os.killpg(process.pid, ignored)
+    assert wait_for_steps(len(read_history(tmp_path)) + 3)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    done = len(read_history(tmp_path))
+    assert f"{number.name} after step {done} of 100000; the same command continues, its state is in" in errors
+    assert process.returncode == (-signal.SIGTERM if number == signal.SIGTERM else 1), errors
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == done
+
+
 @pytest.mark.parametrize(
     "method", ["tm-tvf", "cyclemorph", "clapirn", "vm-diff"]
 )  # stochastic depth, a partner, drawn codes, drawn velocities

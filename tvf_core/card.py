@@ -150,7 +150,7 @@ def reset_peak(device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", "utf-8")
 
 
 def peak_mb(device) -> float:
@@ -162,7 +162,9 @@ def peak_mb(device) -> float:
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError, IndexError):
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+        return (
+            int(Path("/proc/self/status").read_text("utf-8", "replace").split("VmHWM:")[1].split()[0]) / 1024
+        )
     with contextlib.suppress(ImportError):
         import resource  # not on Windows
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from pathlib import Path
 
 import pooch
@@ -34,6 +35,31 @@ def cache() -> Path:
     return Path(os.environ.get("TVF_CACHE") or pooch.os_cache("tvf_core"))
 
 
+OTHER_RUNS = "choose another out folder, or name one for all runs: TVF_RUNS=FOLDER"
+
+
+def must_be_writable(folder: Path, remedy: str) -> None:
+    """Make a folder if need be, and see that a file can be written in it; call it before any long work.
+
+    Raises
+    ------
+    OSError : it cannot be written; one line says why and ends in ``remedy``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error.strerror}); {remedy}") from None
+
+
+def for_files(text: str) -> str:
+    """A text that stands in a file, as part of a path: the same, but where names of files are not UTF-8.
+
+    There, as with ``LC_ALL=C`` and ``PYTHONUTF8=0``, Python has their bytes in a form of its own.
+    """
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
 def this_machine() -> str:
     """Name of this computer for temporary files: process numbers are unique on one machine only."""
     return platform.node().replace("/", "-") or "unnamed"
@@ -54,7 +80,7 @@ def write_then_rename(path: Path):
 def write_json(path: Path, content) -> None:
     """Write JSON atomically, indented so that people can read it and a diff stays small."""
     with write_then_rename(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def sha256(*paths: Path) -> str:

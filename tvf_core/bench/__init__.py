@@ -20,7 +20,7 @@ import torch
 from ..card import code_hash, run_card
 from ..checks import one_of
 from ..data import load
-from ..paths import write_json
+from ..paths import must_be_writable, write_json
 from ..training.profiles import Profile
 from . import measure, peers
 from .loading import loading
@@ -132,6 +132,8 @@ def run(
         known = dict.fromkeys(form for name in operations for form in OPERATIONS[name](setting).forms)
         for form in forms:
             one_of(form, known, "variant of these operations")
+    if out is not None:
+        must_be_writable(out.parent, "choose another out file")
     start = time.time()
     machine, rows = measure.rates(setting.device), []
     for name in operations:
@@ -268,6 +270,6 @@ def _device(device: str) -> str:
 
 def _cpuinfo() -> list[str]:
     try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:  # not Linux
         return []

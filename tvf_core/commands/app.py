@@ -7,11 +7,14 @@ import sys
 import tyro
 from tyro.extras import SubcommandApp
 
+from ..console import print_any_text
+
 app = SubcommandApp()
 
 
 def main() -> None:
     """Entry point: a wrong input ends with one line, not a traceback."""
+    print_any_text()
     try:
         app.cli(
             prog="tvf",

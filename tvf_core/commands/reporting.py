@@ -8,7 +8,7 @@ from ..checks import one_of
 from ..data import load_pairs
 from ..evaluation.evaluate import check_choices, load_model
 from ..methods import METHODS
-from ..paths import write_then_rename
+from ..paths import must_be_writable, write_then_rename
 from ..reporting import tables
 from ..training import profiles
 from .app import app
@@ -74,6 +74,7 @@ def draw(
     model = load_model(method, pairs, weights, constants)
     if not 0 <= pair < len(pairs):
         raise ValueError(f"pair: expected 0 to {len(pairs) - 1}, got {pair}")
+    must_be_writable(out.parent, "choose another out file")
     item = pairs.batch([pair])
     figures.use_style()
     fig = figures.forward_and_backward(

@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from .. import fields, integrate
 from ..card import content
 from ..checks import one_of
-from ..paths import cache, data_root, write_then_rename
+from ..paths import cache, data_root, must_be_writable, write_then_rename
 from . import demo_brains, demo_faces, prepared
 from .folder_checks import SPLITS, checked, numbered_pairs, plain_name
 
@@ -321,7 +322,8 @@ def _cached(name: str, modules: list, make) -> dict[str, np.ndarray]:
     """Arrays from the cache, made once per state of the code of the modules that make them."""
     code = "\n".join(content(Path(m.__file__).read_text("utf-8"), m.__package__) for m in modules)
     path = cache() / f"{name}_{hashlib.sha256(code.encode()).hexdigest()[:12]}.npz"
-    if not path.exists():
+    if not os.path.isfile(path):  # nor where the folder may not even be looked into
+        must_be_writable(path.parent, "name another folder for data that are generated: TVF_CACHE=FOLDER")
         arrays = make()
         with write_then_rename(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)

@@ -39,7 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..paths import sha256, write_json
+from ..paths import for_files, sha256, write_json
 from . import folder_checks
 
 ABOUT, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
@@ -70,9 +70,8 @@ def own_name(folder: Path) -> str:
     ValueError where runs and results could not be filed in a folder of this name.
     """
     name = (about(folder) or {}).get("name", Path(folder).resolve().name)
-    return folder_checks.plain_name(
-        name, folder, f'write a plain one, such as "name": "my_scans", into its {ABOUT}'
-    )
+    hint = f'write a plain one, such as "name": "my_scans", into its {ABOUT}'
+    return for_files(folder_checks.plain_name(name, folder, hint))
 
 
 def damaged(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..paths import write_then_rename
+from ..paths import OTHER_RUNS, must_be_writable, write_then_rename
 
 
 @contextlib.contextmanager
@@ -29,8 +29,9 @@ def kept_rows(file: Path, about: dict, pairs: list[str]):
     Raises
     ------
     ValueError : another process holds the file.
+    OSError : its folder cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    must_be_writable(file.parent, OTHER_RUNS)
     lock = FileLock(file.with_suffix(".lock"), timeout=0)
     try:
         lock.acquire()
@@ -47,8 +48,8 @@ def kept_rows(file: Path, about: dict, pairs: list[str]):
     try:  # the lock is held until the results have their names and this file is gone
         rows = _read(file, about, pairs)
         with write_then_rename(file) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in (about, *rows)))
-        with open(file, "a") as stream:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in (about, *rows)), "utf-8")
+        with open(file, "a", encoding="utf-8") as stream:
 
             def keep(row: dict) -> None:
                 stream.write(json.dumps(row) + "\n")
@@ -66,7 +67,7 @@ def _read(file: Path, about: dict, pairs: list[str]) -> list[dict]:
     """The rows in a file that belong to ``about`` and follow the order of the pairs."""
     if not file.is_file():
         return []
-    lines = file.read_text(errors="replace").split("\n")[:-1]  # the last one is empty, or it was cut off
+    lines = file.read_text("utf-8", "replace").split("\n")[:-1]  # the last one is empty, or it was cut off
     if not lines or lines[0] != json.dumps(about):
         return []
     rows = []

@@ -27,7 +27,7 @@ from ..card import code_hash
 from ..checks import check_field
 from ..data import load_pairs
 from ..methods import METHODS
-from ..paths import sha256, write_json, write_then_rename
+from ..paths import must_be_writable, sha256, write_json, write_then_rename
 from .evaluate import check_choices, load_model
 from .scores import mean_of_known
 
@@ -133,10 +133,11 @@ def export(
         "constants": model.constants or None,
     }
     card, folder = Path(out) / "submission.json", Path(out) / TASK
-    if card.is_file() and json.loads(card.read_text()) != about:
+    if card.is_file() and json.loads(card.read_text("utf-8")) != about:
         raise ValueError(f"{out} holds a submission of other settings; choose another folder or delete it")
     if not card.is_file() and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files of unknown origin; choose another folder or delete it")
+    must_be_writable(Path(out), "choose another out folder")
     write_json(card, about)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if model.network is not None:

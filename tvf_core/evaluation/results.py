@@ -174,7 +174,7 @@ def read_rows(name: str, data: str, folder: Path | None = None, split: str = "te
 
     FileNotFoundError as in :func:`find`.
     """
-    with open(find(name, data, folder, split, "csv"), newline="") as file:
+    with open(find(name, data, folder, split, "csv"), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {key: np.array([row[key] if key in TEXTS else float(row[key]) for row in rows]) for key in rows[0]}
 
@@ -215,7 +215,7 @@ def write_result(summary: dict, rows: list[dict], folder: Path) -> None:
     """Write the rows, then the summary, so that a summary always has its rows."""
     with (
         write_then_rename(folder / file_of(summary, "csv")) as temporary,
-        open(temporary, "w", newline="") as file,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

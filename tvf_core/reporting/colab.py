@@ -36,13 +36,14 @@ def install_missing() -> list[str]:
     wanted = missing(Path(__file__).parents[2] / "pyproject.toml")
     if not wanted:
         return []
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as constraints:
         constraints.write("".join(f"{name}=={version}\n" for name in KEPT if (version := _version(name))))
         constraints.flush()
         done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints.name, *wanted],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
     if done.returncode:
         lines = done.stderr.splitlines()

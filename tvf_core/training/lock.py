@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..paths import this_machine
+from ..paths import OTHER_RUNS, must_be_writable, this_machine
 
 NAME = ".lock"
 NO_LOCKS = (OSError, NotImplementedError)  # what filelock raises where a file system has no locks
@@ -29,8 +29,9 @@ def hold(folder: Path) -> Iterator[Exception | None]:
     Raises
     ------
     ValueError : another process holds the lock.
+    OSError : the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    must_be_writable(folder, OTHER_RUNS)
     lock, without = FileLock(folder / NAME, timeout=1), None
     try:
         lock.acquire()

@@ -12,7 +12,7 @@ from ..checks import one_of
 from ..integrate import STEPS
 from ..methods import METHODS, SIZES, NetworkConfig
 from ..model import check_constants, check_losses, known_constants, own_terms
-from ..paths import ROOT
+from ..paths import ROOT, for_files
 from .sampling import EPOCHS_OF
 
 FOLDER = ROOT / "notebooks" / "profiles"
@@ -202,10 +202,12 @@ def read(name: str) -> Profile:
         raise ValueError(f"unknown profile {name!r}; known: {', '.join(names())}, or the path of a YAML file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"profile {name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"profile {name}: expected 'key: value' lines")
+    if isinstance(values.get("data"), str):  # perhaps the path of a folder
+        values["data"] = for_files(values["data"])
     return check(values, f"profile {name}")
 
 

@@ -124,7 +124,7 @@ class RunFolder:
         if not self.card.exists():
             return None
         try:
-            card = json.loads(self.card.read_text())
+            card = json.loads(self.card.read_text("utf-8"))
         except json.JSONDecodeError:
             if self.state.exists() or self.previous.exists():
                 return None  # the machine stopped while the card was written

@@ -55,11 +55,11 @@ def list_runs(folder: Path | None = None) -> list[dict]:
 
 def _about(path: Path) -> dict:
     """What the files of one run tell."""
-    recipe = json.loads((path / "run.json").read_text())["recipe"]
+    recipe = json.loads((path / "run.json").read_text("utf-8"))["recipe"]
     entry = {"steps": recipe["steps"], "metric": "dice" if recipe["labels"] else "ssim"}
     entry["unlike"] = _unlike(path, recipe)
     if (path / "weights.json").exists():
-        card = json.loads((path / "weights.json").read_text())
+        card = json.loads((path / "weights.json").read_text("utf-8"))
         return entry | {
             "state": "finished",
             "step": recipe["steps"],
