@@ -75,7 +75,7 @@ class RunFolder:
             sources += [(self.begun, "recipe")] * self.begun.exists()
         for file, key in sources:
             with contextlib.suppress(json.JSONDecodeError):  # the machine stopped while the file was written
-                return json.loads(file.read_text())[key]
+                return json.loads(file.read_text("utf-8"))[key]
         return None
 
     def beside(self) -> RunFolder:

@@ -84,7 +84,7 @@ def _unlike(path: Path, recipe: dict) -> str:
     name = re.fullmatch(rf"(.+)-[0-9a-f]{{{HASH}}}", path.name)
     other = path.with_name(name[1]) / "run.json" if name else path
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is gone or damaged
-        return ", ".join(differences(json.loads(other.read_text())["recipe"], recipe))
+        return ", ".join(differences(json.loads(other.read_text("utf-8"))["recipe"], recipe))
     return ""
 
 
