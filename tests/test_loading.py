@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_download.__main__ import before
 from data_download.building import Building, same_recipe
 from tvf_core import data, fields
 from tvf_core.data import prepared
@@ -211,3 +212,10 @@ def test_data_that_are_not_prepared_say_how_to_get_them(name, tmp_path, monkeypa
         FileNotFoundError, match=f"{name} is not in .*python -m data_download {name.split('_')[0]}"
     ):
         data.load(name, "test")
+
+
+def test_a_split_without_pairs_has_no_overlap_to_tell(tmp_path):
+    images = np.zeros((2, 4, 5), np.uint8)
+    folder = prepared.write(tmp_path / "x", images, {"val": [], "test": [(0, 1)]}, labels=images + 1)
+    assert before(folder, "val", False) == "val: no pairs"
+    assert before(folder, "test", False).endswith("before registration 1.000 ± 0.000")

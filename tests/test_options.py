@@ -242,7 +242,7 @@ def test_a_profile_reaches_the_method_and_the_summary(solver, toy_data, tmp_path
 
 def test_the_submission_is_made_with_the_constants_and_remembers_them(solver, tmp_path, monkeypatch):
     brains = load("demo_brains", "val")
-    monkeypatch.setattr(learn2reg, "load", lambda *_: brains)
+    monkeypatch.setattr(learn2reg, "load_pairs", lambda *_: brains)
     learn2reg.export("lddmm", "demo_brains", tmp_path, constants={"steps": 2}, progress=False)
     assert {call["steps"] for call in solver} == {2} and len(solver) == len(brains)
     about = json.loads((tmp_path / "submission.json").read_text())

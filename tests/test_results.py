@@ -108,7 +108,7 @@ def test_the_command_says_name_and_part(trained, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_wrong_names_are_refused_before_any_work(name, words, toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load", lambda *args: pytest.fail("data were loaded"))
+    monkeypatch.setattr(evaluate, "load_pairs", lambda *args: pytest.fail("data were loaded"))
     with pytest.raises(ValueError, match=words) as caught:
         evaluate.evaluate("tm-tvf", "toy2d", name=name, out=tmp_path)
     assert "\n" not in str(caught.value)

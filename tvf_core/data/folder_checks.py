@@ -194,9 +194,8 @@ def _image_bytes(image: np.ndarray, number: int) -> np.ndarray:
             "[0, 1] (or uint8, where 255 is intensity 1); scale it, such as by "
             "x = x.astype(float); x = (x - x.min()) / (x.max() - x.min())"
         )
-    precise = image.astype(
-        np.result_type(image, np.float32), copy=False
-    )  # float16 has no half of a large byte
+    # In float16 the product would be rounded: to an eighth above 128.
+    precise = image.astype(np.result_type(image, np.float32), copy=False)
     return np.round(255 * precise.clip(0, 1)).astype(np.uint8)
 
 
@@ -239,9 +238,9 @@ def _arrays(given, what: str) -> np.ndarray | Iterable:
     if hasattr(given, "__array__") and (array := _array(given, what)).ndim:
         return array
     if (
-        not hasattr(given, "__array__")
-        and isinstance(given, Iterable)
+        isinstance(given, Iterable)
         and not isinstance(given, (str, Mapping))
+        and not hasattr(given, "__array__")
     ):
         return given
     raise ValueError(f"{what}: expected an array, or arrays one by one, got {type(given).__name__}")
@@ -251,11 +250,7 @@ def _array(given, what: str) -> np.ndarray:
     """An array of what may be an array, a tensor or numbers in lists."""
     try:
         return np.asarray(given)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # as of tensors on a GPU, or of lists of many lengths
+    except (RuntimeError, TypeError, ValueError) as error:  # a tensor on a GPU, rows of many lengths
         raise ValueError(f"{what}: expected an array ({error})") from None
 
 
