@@ -143,7 +143,7 @@ def toy_data(monkeypatch):
 
     They show ellipsoids of two tissues at slightly different places. Images 0 to 3 train, 4 and 5 validate,
     6 and 7 test. In ``toy3d_long`` no level of a network has two voxels along the first axis, where bf16 on a
-    processor goes wrong.
+    processor goes wrong. ``toy_data(name, shape, labelled)`` registers one more.
     """
     from tvf_core.data import pairs
 
@@ -184,3 +184,4 @@ def toy_data(monkeypatch):
     register("toy_plain", (32, 29), False)
     register("toy3d", (20, 18, 17), True)
     register("toy3d_long", (36, 12, 11), True)
+    return register
