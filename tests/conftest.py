@@ -151,13 +151,14 @@ def toy_data(monkeypatch):
         rng = np.random.default_rng(0)
         x = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
         images, labels = [], []
+        reach = np.minimum(1, np.array(shape) / 10)  # in a stack of few slices all of them show something
         for _ in range(8):
-            centre = np.array(shape) / 2 + rng.uniform(-2, 2, len(shape))
+            centre = np.array(shape) / 2 + reach * rng.uniform(-2, 2, len(shape))
             radius = np.sqrt(
                 (
                     (
                         (x.T - centre).T
-                        / (np.array(shape) * rng.uniform(0.25, 0.35)).reshape(-1, *[1] * len(shape))
+                        / (np.maximum(shape, 4) * rng.uniform(0.25, 0.35)).reshape(-1, *[1] * len(shape))
                     )
                     ** 2
                 ).sum(0)

@@ -311,7 +311,8 @@ def test_fsim_takes_pictures_of_every_size():
             assert fsim(image, image) == pytest.approx(1, abs=1e-12), shape
         for other in (b, flat, black):
             assert 0 < fsim(a, other) < 1 and fsim(a, other) == pytest.approx(fsim(other, a), abs=1e-12)
-        assert fsim(a, b) == pytest.approx(fsim(a.mT, b.mT), abs=1e-9)  # on its side
+        if shape[0] % 2 and shape[1] % 2:  # an even axis has one frequency without its opposite
+            assert fsim(a, b) == pytest.approx(fsim(a.mT, b.mT), abs=1e-9)  # on its side
         assert fsim(a, 0.9 * a + 0.1 * b) > fsim(a, b) or min(shape) < 8
 
 

@@ -108,13 +108,13 @@ def warp_labels(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tenso
     """Pull an integer label map ``(B, 1, *S)`` back by nearest neighbour.
 
     As in Learn2Reg's evaluation, a voxel becomes background if its source lies outside ``[0, s - 1]`` along
-    any axis, even by less than half a voxel.
+    any axis, even by less than half a voxel. An axis of one voxel has no outside, as for images.
     """
     check_labels(labels, displacement)
     warped = warp(labels.to(torch.float32), displacement, "nearest", "border").to(labels.dtype)
     points = identity_grid(displacement.shape[2:], displacement.device) + displacement
     last = points.new_tensor(displacement.shape[2:]).view(1, -1, *[1] * (points.dim() - 2)) - 1
-    return warped * ((points >= 0) & (points <= last)).all(1, keepdim=True)
+    return warped * ((points >= 0) & (points <= last) | (last == 0)).all(1, keepdim=True)
 
 
 def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
