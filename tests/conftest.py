@@ -169,7 +169,7 @@ def toy_data(monkeypatch):
 
     They show ellipsoids of two tissues at slightly different places. Images 0 to 3 train, 4 and 5 validate,
     6 and 7 test. In ``toy3d_long`` no level of a network has two voxels along the first axis, where bf16 on a
-    processor goes wrong.
+    processor goes wrong. ``toy_data(name, shape, labelled)`` registers one more.
     """
     from tvf_core.data import pairs
 
@@ -177,13 +177,14 @@ def toy_data(monkeypatch):
         rng = np.random.default_rng(0)
         x = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
         images, labels = [], []
+        reach = np.minimum(1, np.array(shape) / 10)  # in a stack of few slices all of them show something
         for _ in range(8):
-            centre = np.array(shape) / 2 + rng.uniform(-2, 2, len(shape))
+            centre = np.array(shape) / 2 + reach * rng.uniform(-2, 2, len(shape))
             radius = np.sqrt(
                 (
                     (
                         (x.T - centre).T
-                        / (np.array(shape) * rng.uniform(0.25, 0.35)).reshape(-1, *[1] * len(shape))
+                        / (np.maximum(shape, 4) * rng.uniform(0.25, 0.35)).reshape(-1, *[1] * len(shape))
                     )
                     ** 2
                 ).sum(0)
@@ -210,3 +211,4 @@ def toy_data(monkeypatch):
     register("toy_plain", (32, 29), False)
     register("toy3d", (20, 18, 17), True)
     register("toy3d_long", (36, 12, 11), True)
+    return register

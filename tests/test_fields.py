@@ -242,6 +242,18 @@ def test_halve_averages_pairs_and_leaves_an_odd_last_voxel_alone(shape):
         torch.testing.assert_close(ours[(..., *where)], block.flatten(2).mean(2))
 
 
+@pytest.mark.parametrize("shape", [(1, 7), (6, 1), (6, 7, 1), (1, 1, 5)], ids=str)
+def test_labels_and_images_do_not_leave_along_an_axis_of_one_voxel(shape):
+    """A network gives some small number there; it must not make all labels background."""
+    labels = torch.arange(1, 1 + int(np.prod(shape))).view(1, 1, *shape)
+    flat = torch.tensor([s == 1 for s in shape]).view(1, -1, *[1] * len(shape))
+    u = (1.5 * noise(shape, len(shape)) - 0.7) * flat
+    assert u.abs().max() > 0.1
+    assert torch.equal(fields.warp_labels(labels, u), labels)
+    for mode in ("linear", "nearest"):
+        torch.testing.assert_close(fields.warp(labels.float(), u, mode), labels.float())
+
+
 def block(image, where, before):
     """The voxels of an image from ``before`` voxels before twice a place to one voxel after it."""
     return image[(..., *[slice(max(0, 2 * w - before), 2 * w + 2) for w in where])].flatten(2)

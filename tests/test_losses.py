@@ -84,11 +84,27 @@ def test_lncc_equals_a_loop_over_windows(shape, window):
     assert float(losses.lncc(a.float(), b.float(), window)) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(7, 20), (7, 10, 11), (12, 13, 5)], ids=str)
+THIN = [(1, 20), (20, 1), (2, 7), (1, 1), (11, 10, 1), (1, 9, 10), (9, 1, 2), (1, 1, 12), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", [(7, 20), (7, 10, 11), (12, 13, 5), *THIN], ids=str)
 def test_lncc_works_on_images_thinner_than_its_window(shape):
     a, b = noise(shape, 0), noise(shape, 1)
     expected = literal_lncc(a[0, 0].numpy(), b[0, 0].numpy(), 9)
     assert float(losses.lncc(a, b)) == pytest.approx(expected, rel=1e-9)
+    value, *found = gradients(losses.lncc, a, b)
+    _, *slopes = gradients(lambda a, b: dense_lncc(a, b, 9), a, b)
+    for g, e in zip(found, slopes):
+        assert distance(g, e) < 1e-6
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("window", [3, 9])
+def test_lncc_of_one_voxel_has_a_closed_form(dim, window):
+    """All other voxels of the window are zero: sums of products shrink by what the mean takes away."""
+    a, b = (torch.full((1, 1, *[1] * dim), value, dtype=torch.float64) for value in (0.3, 0.8))
+    squared = (0.3 * 0.8 * (1 - window**-dim)) ** 2
+    assert float(losses.lncc(a, b, window)) == pytest.approx(-squared / (squared + 1e-5), rel=1e-12)
 
 
 def intensities(kind, shape, seed, batch):
@@ -553,7 +569,7 @@ def test_compact_maps_keep_the_contract_of_an_operation(dtype):
             assert torch.equal(compact(given[0], numbers, "moving_labels"), one.to(torch.uint8))
 
 
-@each_size
+@pytest.mark.parametrize("shape", [*THIN, (11, 13), (10, 12), (9, 10, 11)], ids=str)
 def test_diffusion_equals_a_loop_over_neighbours(shape):
     u = noise(shape, channels=len(shape), batch=2)
     means = []
@@ -564,8 +580,44 @@ def test_diffusion_equals_a_loop_over_neighbours(shape):
                 y = tuple(p + (a == axis) for a, p in enumerate(x))
                 if y[axis] < shape[axis]:
                     squares.append(float(u[(b, c, *y)] - u[(b, c, *x)]) ** 2)
-        means.append(np.mean(squares))
-    assert float(losses.diffusion(u)) == pytest.approx(np.mean(means), rel=1e-9)
+        means.append(np.mean(squares) if squares else 0)
+    value, slope = gradients(losses.diffusion, u)
+    assert float(value) == pytest.approx(np.mean(means), rel=1e-9) and slope.any() == (max(shape) > 1)
+
+
+@pytest.mark.parametrize(
+    "term", [losses.diffusion, lambda u: losses.velocity_kl(u, torch.zeros_like(u), 3.0)]
+)
+def test_an_axis_of_one_voxel_adds_nothing_to_the_roughness(term):
+    plane = noise((7, 6), channels=2)
+    flat = noise((1, 1), channels=2)
+    assert float(losses.diffusion(flat)) == 0
+    for axis in range(3):  # the third component does not move
+        solid = torch.cat([plane, torch.zeros_like(plane[:, :1])], 1).unsqueeze(2 + axis)
+        if term is losses.diffusion:  # a mean over three axes instead of two, and three components
+            assert float(term(solid)) == pytest.approx(float(term(plane)) * (2 / 3) ** 2, rel=1e-12)
+        else:  # the third component has a variance of its own, with as many neighbours
+            rest = term(plane) - term(torch.zeros_like(plane))
+            assert float(term(solid) - term(0 * solid)) == pytest.approx(float(rest), rel=1e-12)
+    for value in (math.nan, math.inf):  # nothing hides there either
+        assert math.isnan(term(torch.full((1, 3, 1, 1, 1), value)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("beta", [1, 2])
+def test_lddmm_energy_of_one_slice_is_that_of_the_plane(axis, beta):
+    plane = noise((7, 6), channels=2 * 2).unflatten(1, (2, 2))
+    solid = torch.cat([plane, torch.zeros_like(plane[:, :, :1])], 2).unsqueeze(3 + axis)
+    expected = float(losses.lddmm_energy(plane, 0.3, 0.2, beta))
+    assert float(losses.lddmm_energy(solid, 0.3, 0.2, beta)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", THIN, ids=str)
+def test_the_lddmm_operator_equals_its_literal_form_in_thin_images(shape):
+    field = noise(shape, channels=len(shape))
+    found = losses.lddmm_operator(field, 0.3, 0.2, 2)[0]
+    for component, expected in zip(found, field[0]):
+        np.testing.assert_allclose(component, literal_operator(expected.numpy(), 0.3, 0.2, 2), rtol=1e-12)
 
 
 @each_size
@@ -749,7 +801,7 @@ def literal_pooled(image):
     return out
 
 
-@pytest.mark.parametrize("shape", [(21, 24), (13, 12, 14)], ids=str)
+@pytest.mark.parametrize("shape", [(21, 24), (13, 12, 14), *THIN], ids=str)
 def test_multiscale_lncc_is_its_literal_pyramid(shape):
     a, b = noise(shape, 0).double(), noise(shape, 1).double()
     small = [torch.from_numpy(literal_pooled(x[0, 0].numpy()))[None, None] for x in (a, b)]
@@ -761,9 +813,11 @@ def test_multiscale_lncc_is_its_literal_pyramid(shape):
     )
 
 
-@pytest.mark.parametrize("shape", [(17, 22), (13, 12, 14)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(17, 22), (11, 12), (13, 12, 14), (13, 12, 10), (13, 1, 12), (3, 13, 12)], ids=str
+)
 def test_ssim_loss_is_minus_the_metric_and_its_gradient_points_to_the_image(shape, smooth_image):
-    a, b = smooth_image(shape, seed=1), smooth_image(shape, seed=2)
+    a, b = (0.1 + 0.8 * smooth_image(shape, seed=seed) for seed in (1, 2))
     both = losses.ssim(torch.cat([a, b]), torch.cat([b, b]))
     assert float(both) == pytest.approx(-(metrics.ssim(a, b) + 1) / 2, abs=1e-5)
     a = a.double().requires_grad_()
@@ -774,7 +828,17 @@ def test_ssim_loss_is_minus_the_metric_and_its_gradient_points_to_the_image(shap
     assert (gradient * step).sum().item() == pytest.approx(slope.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (3, 2, 4)], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", [(0, 0), (5, 6), (10, 11)], ids=str)
+def test_ssim_of_an_image_that_is_not_finite_is_nan(where, value, smooth_image):
+    for shape in [(11, 12), (11, 12, 3), (11, 12, 13)]:
+        a, b = smooth_image(shape, seed=1), smooth_image(shape, seed=2)
+        a[(0, 0, *where, *[1] * (len(shape) - 2))] = value
+        for one, other in ((a, b), (b, a)):
+            assert math.isnan(losses.ssim(one, other)) and math.isnan(metrics.ssim(one, other))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2, 4), (1, 4), (1, 1), (2, 1, 3), (1, 1, 2)], ids=str)
 def test_velocity_kl_is_that_of_two_gaussians(shape):
     generator = torch.Generator().manual_seed(0)
     mean, log_variance = (

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from skimage.metrics import structural_similarity
 from surface_distance import lookup_tables
 
-from tvf_core import metrics
+from tvf_core import losses, metrics
 from tvf_core.metrics.feature_similarity import fsim, phase_congruency
 from tvf_core.metrics.folding import CONVENTIONS, SDLOGJ_KINDS
 
@@ -237,6 +238,34 @@ def test_ssim_equals_wang_2004_by_plain_convolutions(shape, smooth_image):
     assert metrics.ssim(a, a) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    "shape,across", [((11, 12, 10), 2), ((12, 3, 11), 1), ((1, 13, 11), 0), ((11, 11, 2), 2)], ids=str
+)
+def test_ssim_of_few_slices_is_the_mean_over_them(shape, across):
+    rng = np.random.default_rng(0)
+    a, b = (rng.random(shape) for _ in range(2))
+    settings = dict(data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    each = [
+        structural_similarity(a.take(k, across), b.take(k, across), **settings) for k in range(shape[across])
+    ]
+    found = metrics.ssim(*(torch.tensor(x)[None, None] for x in (a, b)))
+    assert found == pytest.approx(np.mean(each), rel=1e-12) and found < 0.5
+
+
+def test_ssim_works_or_says_what_is_too_small():
+    for shape in [*itertools.product((1, 10, 11), repeat=2), *itertools.product((1, 10, 11), repeat=3)]:
+        image = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0))
+        if sum(s >= 11 for s in shape) >= 2:
+            assert metrics.ssim(image, image) == pytest.approx(1)
+            assert losses.ssim(image, image).item() == pytest.approx(-1)
+            continue
+        for measure in (metrics.ssim, losses.ssim):
+            with pytest.raises(ValueError) as error:
+                measure(image, image)
+            axes = "each axis" if len(shape) == 2 else "two axes"
+            assert str(error.value) == f"ssim: needs at least 11 voxels along {axes}, got {shape}"
+
+
 def box(shape, first, last):
     labels = torch.zeros(1, 1, *shape, dtype=torch.long)
     labels[(..., *[slice(a, b) for a, b in zip(first, last)])] = 1
@@ -424,6 +453,44 @@ def test_fsim_averages_large_images_down_first(smooth_image):
     assert fsim(*large) == pytest.approx(fsim(*small), abs=1e-9)  # the smaller side is 512: two by two
     flat = torch.full((1, 1, 32, 32), 0.3)
     assert fsim(flat, flat) == pytest.approx(1)
+
+
+def test_fsim_takes_pictures_of_every_size():
+    for shape in itertools.product((1, 2, 3, 4, 5, 8, 11, 17), repeat=2):
+        if shape == (1, 1):  # it would score 1 whatever the pixels are
+            with pytest.raises(ValueError, match="fsim: needs at least 2 pixels"):
+                fsim(torch.rand(1, 1, 1, 1), torch.rand(1, 1, 1, 1))
+            continue
+        rng = np.random.default_rng(0)
+        a, b = (torch.tensor(rng.random((1, 1, *shape))) for _ in range(2))
+        flat, black = torch.full_like(a, 0.3), torch.zeros_like(a)
+        for image in (a, flat, black):
+            assert fsim(image, image) == pytest.approx(1, abs=1e-12), shape
+        for other in (b, flat, black):
+            assert 0 < fsim(a, other) < 1 and fsim(a, other) == pytest.approx(fsim(other, a), abs=1e-12)
+        if shape[0] % 2 and shape[1] % 2:  # an even axis has one frequency without its opposite
+            assert fsim(a, b) == pytest.approx(fsim(a.mT, b.mT), abs=1e-9)  # on its side
+        assert fsim(a, 0.9 * a + 0.1 * b) > fsim(a, b) or min(shape) < 8
+
+
+def test_fsim_of_an_image_that_is_not_finite_is_nan():
+    for value, where in itertools.product((math.nan, math.inf, -math.inf), ((0, 0), (3, 5), (7, 8))):
+        a, b = torch.rand(1, 1, 8, 9), torch.rand(1, 1, 8, 9)
+        a[(0, 0, *where)] = value
+        assert math.isnan(fsim(a, b)) and math.isnan(fsim(b, a)) and math.isnan(fsim(a, a))
+
+
+def test_similarities_take_a_little_rounding_beyond_the_range_and_no_more():
+    image = torch.rand(1, 1, 12, 13)
+    for low, high in ((-5e-5, 1 + 5e-5), (0.0, 1.0)):
+        image[..., 0, 0], image[..., 5, 5] = low, high
+        for measure in (metrics.ssim, fsim, lambda a, b: -losses.ssim(a, b)):
+            assert float(measure(image, image)) == pytest.approx(1)
+    for low, high in ((-1e-3, 1.0), (0.0, 1.01), (0.0, 255.0)):
+        image[..., 0, 0], image[..., 5, 5] = low, high
+        for measure in (metrics.ssim, fsim, losses.ssim):
+            with pytest.raises(ValueError, match=r"sim: intensities from .* expected \[0, 1\]; scale them"):
+                measure(torch.rand(1, 1, 12, 13), image)
 
 
 def test_phase_congruency_is_highest_on_an_edge_and_ignores_contrast():

@@ -92,6 +92,29 @@ def test_validation_uses_the_arithmetic_of_the_training(toy_data, tmp_path, monk
     assert seen == [True, False]
 
 
+@pytest.mark.parametrize(
+    "shape,labelled", [((20, 18, 1), True), ((2, 16, 18), False), ((9, 7), True)], ids=str
+)
+def test_a_training_takes_stacks_of_few_slices_and_small_images(shape, labelled, toy_data, tmp_path):
+    toy_data("thin", shape, labelled)
+    terms = {"lncc": 1.0, "diffusion": 1.0} | ({} if labelled else {"ssim": 1.0})
+    card = run("vm-2", "thin", 2, tmp_path, losses={"vm-2": terms})
+    assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in card["history"])
+    assert 0 < card["validation"]["score"] <= 1
+    assert card["validation"]["metric"] == ("dice" if labelled else "ssim")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_too_small_for_ssim_are_refused_before_a_training_begins(labelled, toy_data, tmp_path):
+    toy_data("small", (20, 9, 2), labelled)
+    losses = {"vm-2": {"ssim": 1.0}} if labelled else {}
+    with pytest.raises(ValueError) as error:
+        run("vm-2", "small", 1, tmp_path / "run", losses=losses)
+    reason = "" if labelled else ", which chooses the best weights where there are no labels"
+    assert str(error.value) == f"ssim{reason}: needs at least 11 voxels along two axes, got (20, 9, 2)"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("method", ["vm-2", "vm-diff", "cyclemorph", "lapirn", "clapirn"])
 def test_baselines_train_in_half_precision(method, toy_data, tmp_path):
     card = run(method, "toy3d_long", 8, tmp_path, precision="bf16")

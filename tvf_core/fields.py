@@ -114,8 +114,8 @@ def warp_labels(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tenso
 
     The map may be of any integer type and hold any numbers: they come back as they are, in the same type. As
     in Learn2Reg's evaluation, a voxel becomes background (0) if its source lies outside ``[0, s - 1]`` along
-    any axis, even by less than half a voxel. ValueError for a displacement with NaN or infinite values, for
-    which a label map has no number.
+    any axis, even by less than half a voxel; an axis of one voxel has no outside, as for images. ValueError
+    for a displacement with NaN or infinite values, for which a label map has no number.
     """
     check_labels(labels, displacement)
     if not torch.stack(displacement.aminmax()).isfinite().all():
@@ -134,7 +134,7 @@ def warp_labels(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tenso
     warped = stored.expand(batch, -1).gather(1, index.flatten(1).expand(batch, -1))
     points = grid + displacement
     last = points.new_tensor(displacement.shape[2:]).view(1, -1, *[1] * (points.dim() - 2)) - 1
-    inside = ((points >= 0) & (points <= last)).all(1, keepdim=True)
+    inside = ((points >= 0) & (points <= last) | (last == 0)).all(1, keepdim=True)
     background = as_int64(labels.new_zeros(1))
     return from_int64(torch.where(inside, warped.view(batch, 1, *grid.shape[2:]), background), labels.dtype)
 

@@ -39,7 +39,7 @@ def fsim(a: torch.Tensor, b: torch.Tensor) -> float:
     Raises
     ------
     ValueError : the shapes differ or are not those of one 2D image each, since FSIM is defined for pictures,
-        not for volumes; or values lie outside [0, 1].
+        not for volumes; the images have a single pixel; or values lie outside [0, 1].
 
     Notes
     -----
@@ -51,6 +51,10 @@ def fsim(a: torch.Tensor, b: torch.Tensor) -> float:
             f"fsim: expected two 2D images (1, 1, H, W) of one shape, got {tuple(a.shape)}, {tuple(b.shape)}"
         )
     check_one_pair(a, "fsim")
+    if a.numel() < 2:
+        raise ValueError(
+            "fsim: needs at least 2 pixels, because a single one has neither waves nor a gradient"
+        )
     for image in (a, b):
         check_range(image, "fsim")
     pair = 255 * torch.cat([a, b]).double()
@@ -104,8 +108,7 @@ def _noise(shortest: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
     height, width = filters.shape[1:]
     median = (shortest.flatten(1) ** 2).quantile(0.5, dim=1)  # the mean of the middle two of an even number
     # The square of a Rayleigh variable has a median of log 2 times its mean.
-    # The filters of a single pixel are all zero.
-    power = (median / math.log(2)) / (filters[0] ** 2).sum().clamp_min(torch.finfo(filters.dtype).tiny)
+    power = (median / math.log(2)) / (filters[0] ** 2).sum()
     impulse = torch.fft.ifft2(filters).real * math.sqrt(height * width)
     # Squaring the sum over scales gives the square of each scale and every product of two scales twice.
     sigma = (power * (impulse.sum(0) ** 2).sum()).sqrt()
