@@ -360,12 +360,14 @@ def test_what_shows_a_mean_says_how_many_pairs_it_leaves_out(failing, tmp_path, 
     summary = failing([0])
     commands.evaluation.print_summary(summary)
     lines = capsys.readouterr().out.splitlines()
-    assert "(1 of 2 pairs not scored), hd95" in lines[0] and lines[1].endswith("of its mean: i6->i7")
+    assert "(1 of 2 pairs not scored), hd95" in lines[0] and lines[1].endswith("could not score: i6->i7")
     table = tables.comparison("table1", results.read_results(tmp_path, "toy2d"))
     [row] = [line for line in table.splitlines() if line.startswith("| Before registration |")]
     assert row.count("(1 of 2 pairs not scored)") == 6
     [row] = [line for line in table.splitlines() if "(whole)" in line]
     assert "not scored" not in row
+    test = tables.significance("whole", ["identity"], "toy2d", "ssim", tmp_path).splitlines()[-1]
+    assert test.startswith("| Before registration | 1 of 2 |")
     command = f"tvf compare identity whole --data toy2d --results {tmp_path}"
     monkeypatch.setattr(sys, "argv", command.split())
     commands.main()

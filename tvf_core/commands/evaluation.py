@@ -146,4 +146,4 @@ def print_summary(summary: dict) -> None:
     print(f"{summary['dataset']} {summary['title']}{called} ({pairs}): " + ", ".join(values))
     if lost := dict.fromkeys(pair for names in summary.get("not_scored", {}).values() for pair in names):
         more = f" and {len(lost) - 4} more" * (len(lost) > 4)
-        print(f"not scored by every metric, and left out of its mean: {', '.join([*lost][:4])}{more}")
+        print(f"pairs that at least one metric could not score: {', '.join([*lost][:4])}{more}")

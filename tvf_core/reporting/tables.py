@@ -124,7 +124,7 @@ def significance(
         rows.append(
             [
                 titles[other],
-                t["n"],
+                f"{t['n']} of {t['n'] + t['left_out']}" if t["left_out"] else t["n"],
                 f"{t['difference']:+.4f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{t['std']:.4f}",
                 f"{100 * t['higher']:.0f}",
                 *(p_value(t[test]) for test in ("t_test", "wilcoxon", "subject_t_test")),
