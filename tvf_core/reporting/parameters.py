@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..checkpoints import shipped
 from ..data import PairData
-from ..evaluation.results import read_results
+from ..evaluation.results import read_json, read_results
 from ..methods import METHODS, available
+from ..paths import RESULTS
 from ..training.profiles import Profile
 from ..training.train import check_recipe
 from . import tables
@@ -157,7 +158,7 @@ def methods(profile: Profile, data: PairData) -> list[str]:
     if lacking:
         print(
             f"left out, as the book has no weights of them for {data.name}: {', '.join(lacking)} "
-            "(the parameter weights 'train' trains them here)"
+            "(the parameter weights 'train' of chapters 3 and 4 trains them)"
         )
     return [m for m in chosen if m not in lacking]
 
@@ -179,6 +180,16 @@ def stand_in(method: str, chosen: list[str], what: str) -> str:
     return other
 
 
+def results_folder(folder: str) -> Path | None:
+    """The folder that the parameter ``results`` names; None for an empty name.
+
+    ValueError where there is no such folder.
+    """
+    if folder and not Path(folder).expanduser().is_dir():
+        raise ValueError(f"parameter results: {folder} is no folder")
+    return Path(folder).expanduser() if folder else None
+
+
 def results(
     data: str, split: str, folder: str, needs: tuple[str, ...], parameter: str = "data"
 ) -> tuple[Path, dict[str, dict]]:
@@ -193,9 +204,7 @@ def results(
     ------
     ValueError : there is no such folder, no result on the split, or a result without one of the metrics.
     """
-    if folder and not Path(folder).expanduser().is_dir():
-        raise ValueError(f"parameter results: {folder} is no folder")
-    place = Path(folder).expanduser() if folder else tables.results_folder(data, split)
+    place = results_folder(folder) or tables.results_folder(data, split)
     found = read_results(place, data, split)
     if not found:
         raise ValueError(
@@ -209,3 +218,20 @@ def results(
                 f"and the results of {name} on {data} have no {', '.join(lacking)}"
             )
     return place, found
+
+
+def measured(file: str, parameter: str, operation: str = "") -> dict:
+    """What ``tvf bench`` wrote into a file of ``book/results/bench``.
+
+    ValueError where there is no such file, where it is something else, or has no rows of ``operation``.
+    """
+    folder = RESULTS / "bench"
+    if not (folder / file).is_file():
+        known = ", ".join(sorted(path.name for path in folder.glob("*.json")))
+        raise ValueError(f"parameter {parameter}: no file {file!r} in {folder}; there are: {known}")
+    content = read_json(folder / file)
+    if not isinstance(content, dict) or not {"rows", "rates", "card", "device"} <= content.keys():
+        raise ValueError(f"parameter {parameter}: {folder / file} is not what tvf bench --out writes")
+    if operation and operation not in {row["op"] for row in content["rows"]}:
+        raise ValueError(f"parameter {parameter}: {file} has no measurement of {operation}")
+    return content
