@@ -67,6 +67,21 @@ def average_down(image):
     return image
 
 
+def pool(image):
+    """Means of width 3 at every second voxel, zeros beyond the border; of a shorter axis its whole length."""
+    for axis in range(1, image.ndim):
+        n = image.shape[axis]
+        if n > 2:
+            sums = [
+                image.take(range(max(2 * k - 1, 0), min(2 * k + 2, n)), axis).sum(axis)
+                for k in range(-(-n // 2))
+            ]
+            image = np.stack(sums, axis) / 3
+        else:
+            image = image.mean(axis, keepdims=True)
+    return image
+
+
 def slope(u, axis):
     """Central differences, one-sided at the border; 0 along an axis of one voxel."""
     return np.gradient(u, axis=axis) if u.shape[axis] > 1 else np.zeros_like(u)
@@ -173,19 +188,18 @@ def shares(labels, u, number):
     return warp((labels == number).astype(float), u)[0]
 
 
-def _overlaps(moving, u, fixed, labels):
-    """Warped and fixed map of every label that counts and occurs in the pair."""
-    here = np.union1d(moving, fixed).tolist()
-    return [(shares(moving, u, k), fixed[0] == k) for k in here if labels is None or k in labels]
+def _overlaps(moving, u, fixed):
+    """Warped and fixed map of every label that occurs in the pair."""
+    return [(shares(moving, u, k), fixed[0] == k) for k in np.union1d(moving, fixed).tolist()]
 
 
-def soft_dice(moving, u, fixed, labels=None):
-    each = [2 * (p * f).sum() / ((p**2).sum() + f.sum()) for p, f in _overlaps(moving, u, fixed, labels)]
+def soft_dice(moving, u, fixed):
+    each = [2 * (p * f).sum() / ((p**2).sum() + f.sum()) for p, f in _overlaps(moving, u, fixed)]
     return 1 - np.mean(each)
 
 
-def label_mse(moving, u, fixed, labels=None):
-    return np.mean([((p - f) ** 2).mean() for p, f in _overlaps(moving, u, fixed, labels)])
+def label_mse(moving, u, fixed):
+    return np.mean([((p - f) ** 2).mean() for p, f in _overlaps(moving, u, fixed)])
 
 
 def diffusion(u):

@@ -101,6 +101,7 @@ CALLS = {
     ),
     "halve": Call("image", fields.halve, literal.halve),
     "average_down": Call("image", fields.average_down, literal.average_down),
+    "pool": Call("image", lambda a: fields.pool(a, 3, 1), literal.pool, part_of=fields.pool),
     "jacobian": Call("field", fields.jacobian, literal.jacobian),
     "jacobian_determinant": Call("field", fields.jacobian_determinant, literal.jacobian_determinant),
     "determinant": Call("matrix", fields.determinant, literal.determinant),
@@ -148,8 +149,8 @@ CALLS = {
     "label_mse": Call("labels field labels", losses.label_mse, literal.label_mse, "mean"),
     "label_mse of named labels": Call(
         "labels field labels",
-        lambda *pair: losses.label_mse(*pair, labels=(0, 2, 3)),
-        lambda *pair: literal.label_mse(*pair, labels=(0, 2, 3)),
+        lambda *pair: losses.label_mse(*pair, labels=(9, 3, 2, 1, 0)),
+        literal.label_mse,
         "mean",
         part_of=losses.label_mse,
     ),
@@ -412,7 +413,7 @@ def test_scores_and_losses_do_not_see_how_labels_are_called(dtype, shape):
             np.testing.assert_array_equal(metric(*odd, numbers), metric(*plain, names))
         u = torch.from_numpy(make("field", shape, np.random.default_rng(1)))[None].requires_grad_()
         for loss in (losses.soft_dice, losses.label_mse):
-            for chosen, called in ((None, None), ((0, *numbers[:2]), (0, 1, 2))):
+            for chosen, called in ((None, None), ((0, *numbers, 100), (0, *names, 100))):
                 first, second = loss(odd[0], u, odd[1], chosen), loss(plain[0], u, plain[1], called)
                 torch.testing.assert_close(first, second)
                 slopes = [torch.autograd.grad(value, u)[0] for value in (first, second)]
@@ -437,15 +438,18 @@ def test_labels_are_whole_numbers(dtype):
 
 @pytest.mark.parametrize("loss", ["soft_dice", "label_mse"])
 def test_pairs_of_a_batch_with_other_labels_have_their_own_means(loss):
-    """Whatever the other pair of the batch holds, and whichever of the labels that count it lacks."""
+    """Whatever the other pair of the batch holds, and whatever else could occur."""
     moving, fixed = (torch.zeros(2, 1, 8, 9, dtype=torch.int64) for _ in range(2))
     moving[0, 0, 2:5, 2:6], fixed[0, 0, 3:6, 2:6] = 2035, 2035
     moving[1, 0, 1:7, 1:3], fixed[1, 0, 1:6, 4:8] = 1000, 614_454_277
     u = torch.from_numpy(np.stack([make("field", (8, 9), np.random.default_rng(k)) for k in (0, 1)]))
-    for labels in (None, (0, 1000, 2035, 614_454_277), (0, 2035), (0, 5, 1000)):
+    each = [getattr(literal, loss)(*(x[k].numpy() for x in (moving, u, fixed))) for k in (0, 1)]
+    for labels in (None, (0, 1000, 2035, 614_454_277), (614_454_277, 0, 7, 2035, 1000, 2**40)):
         found = getattr(losses, loss)(moving, u, fixed, labels)
-        each = [getattr(literal, loss)(*(x[k].numpy() for x in (moving, u, fixed)), labels) for k in (0, 1)]
         assert float(found) == pytest.approx(np.mean(each), rel=1e-4)
+    with pytest.raises(ValueError, match="the label .* is none of the 2 in labels") as refused:
+        getattr(losses, loss)(moving, u, fixed, (0, 2035))
+    assert ours(refused.value)
 
 
 @pytest.mark.parametrize("n", SIZES)
