@@ -165,7 +165,7 @@ def _set_up(method: str, profile: Profile, out: Path | None, resume: str, **opti
 def check_recipe(method: str, profile: Profile, data: PairData) -> None:
     """ValueError where a profile asks for what a method cannot do when it is trained on these data."""
     terms = profile.losses.get(method, {})
-    if not data.classes and (unusable := sorted(set(terms) & set(LABEL_TERMS))):
+    if not data.label_names and (unusable := sorted(set(terms) & set(LABEL_TERMS))):
         raise ValueError(f"losses: {profile.data} has no labels for {', '.join(unusable)}")
     if profile.flip and data.dim == 3:
         raise ValueError(
