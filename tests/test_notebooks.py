@@ -1,11 +1,17 @@
 """The training notebooks run from a profile, as papermill users run them; the README shows stored results."""
 
+import contextlib
+import io
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import papermill
 import pytest
@@ -14,14 +20,14 @@ import yaml
 
 from data_download import __main__ as data_download
 from tvf_core import checkpoints, commands, integrate
-from tvf_core.data import PairData, load
+from tvf_core.data import DATASETS, PairData, load
 from tvf_core.evaluation.evaluate import load_model
 from tvf_core.evaluation.results import read_results
 from tvf_core.fields import identity_grid
 from tvf_core.losses.objectives import LABEL_TERMS
 from tvf_core.methods import METHODS, available
 from tvf_core.paths import RESULTS, ROOT, sha256
-from tvf_core.reporting import claims, tables
+from tvf_core.reporting import claims, figures, tables
 from tvf_core.training import profiles
 from tvf_core.training.sampling import PairSampler
 
@@ -152,6 +158,129 @@ def test_a_paper_profile_says_the_recipe_that_the_methods_have(name):
         assert sampler.steps(500) == 394_000  # what the profile says
     else:
         assert sampler.epoch * 53 == 2968 and -(-500 * 2968 // profile.batch) == 46_375
+
+
+def execute(number, **given):
+    """Run the cells of a notebook in this process, which is quicker than a kernel; give what they printed."""
+    [path] = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    names, printed = {"In": [], "display": lambda *args, **kwargs: None}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for cell in [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]:
+            sources = [cell.source]
+            if "parameters" in cell.metadata.get("tags", []):
+                sources.append("# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in given.items()))
+            for source in sources:
+                names["In"].append(source)
+                exec(compile(source, path.name, "exec"), names)
+    return printed.getvalue()
+
+
+@pytest.fixture
+def quick(toy_data, monkeypatch):
+    """Parameters of a run of seconds, on tiny data."""
+    monkeypatch.setenv("TVF_DATA", "")  # what a notebook sets is undone
+    plt.switch_backend("agg")
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    monkeypatch.setattr(figures.LiveCurve, "draw", lambda self: None)
+    with plt.rc_context():  # a notebook sets the book's style
+        yield {
+            "size": "tiny",
+            "image_size": 0,
+            "time_steps": 2,
+            "steps": 2,
+            "batch": 1,
+            "validations": 1,
+            "live_steps": 1,
+            "test_pairs": 1,
+            "weights": "train",
+            "constants": {"lddmm": {"steps": 2, "integrator": "heun", "scales": [8, 4, 2], "iterations": 2}},
+        }
+    plt.close("all")
+
+
+def test_other_settings_of_a_notebook_are_another_run(quick, tmp_path):
+    """A second seed, rate, batch and live training just run, and what was there stays."""
+    quick |= {"data": "toy2d", "methods": "vm-2 tm"}
+    execute("03", **quick)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("weights.safetensors")}
+    assert {str(f.parent.relative_to(tmp_path)) for f in before} == {"live/toy2d", "toy2d/vm-2", "toy2d/tm"}
+    told = execute("03", **quick | {"seed": 1, "lr": 0.01, "batch": 2, "live_steps": 2, "methods": "tm"})
+    [trained] = [file for file in (tmp_path / "toy2d").glob("tm-*/weights.safetensors")]
+    assert f"TM: {trained}" in told
+    execute("03", **quick)  # and the first settings find their runs again
+    after = {f: f.read_bytes() for f in tmp_path.rglob("weights.safetensors")}
+    assert len(after) == len(before) + 2 and all(after[file] == before[file] for file in before)
+
+
+@pytest.mark.parametrize(
+    "number, data, methods, words",
+    [
+        ("03", "toy2d", "vm-2 tm", ["the live training shows TM\n", "the figure shows TM\n"]),
+        ("03", "toy_plain", "identity", ["without the live training", "without the figure"]),
+        ("03", "toy_plain", "lddmm", ["without the live training", "the figure shows LDDMM"]),
+        (
+            "04",
+            "toy3d_plain",
+            "vm-2",
+            ["has no labels: this page shows SSIM", "the live training shows VM-2"],
+        ),
+        ("04", "toy3d_plain", "identity", ["no method registers here", "without the live training"]),
+    ],
+)
+def test_a_notebook_runs_any_methods_on_any_data(number, data, methods, words, quick, monkeypatch, tmp_path):
+    toy = DATASETS["toy3d"]
+    monkeypatch.setitem(
+        DATASETS,
+        "toy3d_plain",
+        lambda *args: replace(toy(*args), name="toy3d_plain", labels=None, label_names={}),
+    )
+    told = execute(number, **quick | {"data": data, "methods": methods, "split": "val"})
+    assert all(word in told for word in words), told
+    assert set(read_results(tmp_path / "results", data, "val")) == {"identity", *methods.split()}
+
+
+@pytest.mark.parametrize(
+    "number, given, words",
+    [
+        (
+            "03",
+            dict(data="toy2d", methods="vm-3"),
+            "methods names 'vm-3', which is no method; known: identity",
+        ),
+        ("03", dict(data="toy2d", methods="convexadam"), "convexadam is not for 2D images"),
+        ("03", dict(data="toy2d", methods="tm", weights="shipped"), "no weights of tm for toy2d"),
+        ("03", dict(data="toy3d"), "this page is for 2D images.*04_train_brains is the page for 3D"),
+        ("04", dict(data="toy2d"), "this page is for 3D images.*03_train_faces is the page for 2D"),
+        ("04", dict(data="toy3d", data_root="nowhere"), "nowhere is no folder"),
+        ("02", dict(real="rafd"), "real must be anatomies or"),
+        ("05", dict(results="nowhere"), "results: nowhere is no folder"),
+        ("05", dict(data="demo_brains"), "have no fsim"),
+        ("05", dict(split="tset"), "split must be train or val or test, got 'tset'"),
+        ("06", dict(data="demo_faces"), "have no dice"),
+        ("07", dict(results="nowhere"), "results: nowhere is no folder"),
+        ("08", dict(pair=392), "pair must be at most 391"),
+        ("08", dict(data="toy2d", pair=0), "no weights of tm-tvf for toy2d"),
+        ("09", dict(brains="toy3d"), "brains: the book has no weights of tm-tvf-lddmm, .* for toy3d"),
+        ("10", dict(processor="none.json"), "processor: no file 'none.json'"),
+        ("11", dict(faces="toy3d"), "faces: this page is for 2D images"),
+    ],
+)
+def test_a_notebook_refuses_at_its_start_what_it_cannot_show(number, given, words, quick, tmp_path):
+    known = quick if number in ("03", "04") else {}
+    with pytest.raises(ValueError, match=words) as error:
+        execute(number, **known | given)
+    assert "\n" not in str(error.value)
+    assert not any(tmp_path.rglob("*.json"))  # nothing was done yet
+
+
+@pytest.mark.parametrize("number, data, table", [("05", "demo_faces", "5.2"), ("06", "demo_brains", "6.3")])
+@pytest.mark.parametrize("kept", [["vm-2", "tm"], ["identity"]])
+def test_the_tables_show_whatever_results_there_are(number, data, table, kept, quick, tmp_path):
+    (tmp_path / data).mkdir()
+    for file in [RESULTS / data / f"{m}.{kind}" for m in kept for kind in ("json", "csv")]:
+        shutil.copy(file, tmp_path / data)
+    told = execute(number, data=data, results=str(tmp_path))
+    assert f"section {table}" in told and ("shows TM\n" in told) == ("tm" in kept)
 
 
 def test_a_mistyped_parameter_stops_the_notebook(tmp_path):

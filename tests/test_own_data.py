@@ -349,10 +349,10 @@ def test_two_folders_of_one_name_share_neither_runs_nor_results(mine):
     first, second = mine("a/scans"), mine("b/scans", seed=1)
     profile = Profile(str(first), size="tiny", steps=1, time_steps=1, validations=1)
     train.train("tm", profile, progress=False)
-    with pytest.raises(
-        ValueError, match="other settings .origin: other images, labels or pairs.; choose another"
-    ):
+    with pytest.raises(ValueError, match="other settings .origin: other images, labels or pairs.: go on"):
         train.train("tm", profile.change(data=str(second)), progress=False)
+    beside = train.train("tm", profile.change(data=str(second)), resume="beside", progress=False)
+    assert beside["weights"].parent.name.startswith("tm-")
     evaluate.evaluate("identity", first, progress=False)
     for method in ("identity", "lddmm"):  # not beside results of other data either
         with pytest.raises(ValueError, match="same name 'scans': choose another out folder"):

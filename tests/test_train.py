@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from tvf_core.metrics.feature_similarity import fsim
 from tvf_core.model import Model
 from tvf_core.networks.layers import RELEASED, STANDARD
 from tvf_core.paths import ROOT
-from tvf_core.training import train, validation
+from tvf_core.training import lock, train, validation
+from tvf_core.training.history import read_history
 from tvf_core.training.profiles import Profile
 from tvf_core.training.sampling import PairSampler
 
@@ -548,5 +550,49 @@ def test_a_finished_run_is_returned_and_one_with_other_settings_refused(toy_data
     written = first["weights"].stat().st_mtime_ns
     again = run("tm", "toy2d", 2, tmp_path)
     assert again == first and again["weights"].stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
-        run("tm", "toy2d", 2, tmp_path, seed=1)
+    with pytest.raises(ValueError) as refused:
+        run("tm", "toy2d", 2, tmp_path, seed=1, losses={"tm": {"mse": 1.0}}, lr=0.1)
+    message = str(refused.value)
+    assert "\n" not in message and "(losses, lr: 0.002 there, 0.1 here, seed: 0 there, 1 here)" in message
+    assert all(remedy in message for remedy in ("--resume beside", "--out FOLDER", "--resume new"))
+
+
+def test_runs_of_any_settings_lie_side_by_side_and_are_found_again(toy_data, tmp_path, capsys):
+    """What ``resume="beside"`` promises: nobody's run is lost, refused or trained twice."""
+    place, settings = tmp_path / "live", [{}, {"seed": 1}, {"lr": 0.01}, {"batch": 2}, {"time_steps": 3}]
+    first = [run("tm-tvf", "toy2d", 1, place, resume="beside", **s) for s in settings]
+    folders = [card["weights"].parent for card in first]
+    assert folders[0] == place and len(set(folders)) == len(settings)
+    assert all(re.fullmatch(r"live-[0-9a-f]{8}", folder.name) for folder in folders[1:])
+    written = [card["weights"].stat().st_mtime_ns for card in first]
+    for card, options in reversed(list(zip(first, settings))):  # whatever the order
+        again = run("tm-tvf", "toy2d", 1, place, resume="beside", **options)
+        assert again["weights"] == card["weights"] and again["settings"] == card["settings"]
+    assert written == [card["weights"].stat().st_mtime_ns for card in first]
+    assert run("vm-2", "toy2d", 1, place, resume="beside")["weights"].parent not in folders
+    assert "other settings" not in capsys.readouterr().err  # without progress nothing is said of it
+
+
+def test_a_folder_in_which_another_process_begins_is_left_to_it(toy_data, tmp_path):
+    with lock.hold(tmp_path / "live"):
+        card = run("tm", "toy2d", 1, tmp_path / "live", resume="beside")
+    assert re.fullmatch(r"live-[0-9a-f]{8}", card["weights"].parent.name)
+    assert not (tmp_path / "live" / "run.json").exists()
+
+
+def test_an_unfinished_run_beside_another_continues(toy_data, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def watch(record):
+        if record["step"] == 2:
+            raise Stop
+
+    run("tm", "toy2d", 1, tmp_path / "live", resume="beside")
+    with pytest.raises(Stop):
+        run("tm", "toy2d", 4, tmp_path / "live", resume="beside", save_minutes=0, watch=watch)
+    [beside] = [folder for folder in tmp_path.glob("live-*") if folder.is_dir()]
+    seen = []
+    run("tm", "toy2d", 4, tmp_path / "live", resume="beside", watch=seen.append)
+    assert len(read_history(beside)) == 4 and (beside / "weights.json").exists()
+    assert [record["step"] for record in seen] == [0, 1, 2, 3]

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -224,7 +225,7 @@ def test_where_both_states_are_damaged_a_new_start_is_offered_and_puts_the_run_a
     stopped(tmp_path / "cut", 4)
     for name in ("state.pt", "state.previous.pt"):
         (tmp_path / "cut" / name).write_bytes(b"PK\x05\x06" + bytes(40))
-    with pytest.raises(ValueError, match="state.pt is damaged.*state.previous.pt is damaged.*resume 'new'"):
+    with pytest.raises(ValueError, match="state.pt is damaged.*state.previous.pt is damaged.*--resume new"):
         run("tm", "toy2d", 6, tmp_path / "cut")
     run("tm", "toy2d", 6, tmp_path / "cut", resume="new")
     assert f"is now in {tmp_path / 'cut.1'}" in capsys.readouterr().err
@@ -240,7 +241,7 @@ def test_without_a_newest_state_the_one_before_it_is_used(toy_data, tmp_path):
 def test_a_run_of_other_settings_is_refused_stopped_or_finished(toy_data, tmp_path):
     stopped(tmp_path, 1)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"other settings \(seed\).*resume 'new'"):
+        with pytest.raises(ValueError, match=r"other settings \(seed: 0 there, 1 here\).*--resume new"):
             run("tm", "toy2d", 6, tmp_path, seed=1)
         run("tm", "toy2d", 6, tmp_path)
 
@@ -671,10 +672,20 @@ def test_runs_are_listed(toy_data, tmp_path, monkeypatch, capsys):
     stopped(tmp_path / "toy2d" / "other", 3)
     commands.main()
     header, newest, older = capsys.readouterr().out.splitlines()
-    assert header.split() == ["run", "state", "steps", "best", "validation", "trained", "for", "changed"]
+    titles = "run state steps best validation trained for changed unlike its neighbour"
+    assert header.split() == titles.split()
     best = max(r["validation"] for r in read_history(tmp_path / "toy2d" / "other") if "validation" in r)
     assert newest.split()[:7] == ["toy2d/other", "stopped", "4", "of", "6", "dice", f"{best:.4f}"]
-    assert older.split()[:5] == ["toy2d/tm", "finished", "2", "of", "2"]
+    assert older.split()[:5] == ["toy2d/tm", "finished", "2", "of", "2"] and older.endswith("ago")
+    run("tm", "toy2d", 2, tmp_path / "toy2d" / "tm", seed=1, batch=2, resume="beside")
+    commands.main()
+    beside = capsys.readouterr().out.splitlines()[1]
+    assert re.fullmatch(
+        r"toy2d/tm-[0-9a-f]{8} +finished .* ago +batch: 1 there, 2 here, seed: 0 there, 1 here", beside
+    )
+    (tmp_path / "toy2d" / "tm" / "run.json").write_text("")  # it says nothing about its neighbour
+    assert {entry["run"][:8]: entry["state"] for entry in list_runs()}["toy2d/tm"] in ("damaged", "finished")
+    assert all(entry["unlike"] == "" for entry in list_runs())
 
 
 @pytest.mark.parametrize(
@@ -720,7 +731,7 @@ def test_a_card_or_a_recipe_that_cannot_be_read_loses_nothing(toy_data, tmp_path
     assert [entry["state"] for entry in list_runs(tmp_path)] == ["damaged"]
     assert len(run("tm", "toy2d", 6, tmp_path)["history"]) == 6
     (tmp_path / "weights.json").write_text("")
-    with pytest.raises(ValueError, match="weights.json is damaged.*resume 'new'"):
+    with pytest.raises(ValueError, match="weights.json is damaged.*--resume new"):
         run("tm", "toy2d", 6, tmp_path)
 
 

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -177,10 +176,9 @@ def check_recipe(method: str, profile: Profile, data: PairData) -> None:
         raise ValueError(
             "flip: mirrors 2D images only; in a mirrored brain left and right labels would have changed sides"
         )
-    if profile.recompute:
-        with torch.device("meta"):  # takes no memory
-            network = Model(applied(profile, method, data.dim)[1]).network
-        if not recompute_activations(network):
+    if profile.recompute:  # a small network has the parts of a large one
+        small, _ = NetworkConfig.fitting(method, data.dim, size="tiny")
+        if not recompute_activations(Model(small).network):
             raise ValueError(f"recompute: {method} has no part that can compute its activations again")
 
 
