@@ -47,7 +47,7 @@ def images(shape, size=2, dtype=torch.float32):
 
 
 def shapes(dim):
-    """Every size from 1 to 17 along some axis, beside long and beside short axes, and nothing but short ones."""
+    """Every size from 1 to 17 along some axis, beside long ones or short ones, and some tiny images."""
     for n in range(1, 18):
         where, other = n % dim, ((17, 9), (5, 4))[n // 2 % 2]
         yield (*other[: dim - 1][:where], n, *other[: dim - 1][where:])
