@@ -25,8 +25,9 @@ def warp(image, u, order=1, padding="zeros"):
 
 
 def warp_labels(labels, u):
-    places = grid(u.shape[1:]) + u
+    """Nearest neighbours, background outside; along an axis of one voxel nothing is outside."""
     last = np.array(u.shape[1:]).reshape(-1, *[1] * len(u)) - 1
+    places = grid(u.shape[1:]) + u * (last > 0)
     nearest = np.rint(places.clip(0, last)).astype(int)
     return np.where(((places >= 0) & (places <= last)).all(0), labels[0][tuple(nearest)], 0)[None]
 

@@ -253,28 +253,26 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-3, torc
 
 @each_call
 def test_every_size_batch_and_type_gives_what_each_pair_gives_alone(name):
-    call = CALLS[name]
-    for number, (n, dtype) in enumerate(zip([*SIZES, *SIZES], itertools.cycle(FLOATS))):
-        for shape in shapes(n):
-            size = 1 if call.gives == "one" else 1 + number % 3
-            tensors = batch_of(call, shape, size, dtype)
-            where = f"{name}: {shape}, {dtype}, a batch of {size}"
-            if call.refuses(shape):
-                with pytest.raises(ValueError) as refused:
-                    call.function(*tensors)
-                assert ours(refused.value), where
-                continue
-            found = as_tensor(call.function(*tensors))
-            wanted = expected(call, tensors).squeeze(0) if call.gives == "one" else expected(call, tensors)
-            tolerance = TOLERANCE[dtype if call.takes != "labels" else torch.float64]
-            torch.testing.assert_close(
-                found,
-                wanted,
-                rtol=tolerance,
-                atol=tolerance,
-                equal_nan=True,
-                msg=lambda m, w=where: f"{w}: {m}",
-            )
+    call, dtypes, batches = CALLS[name], itertools.cycle(FLOATS), itertools.cycle((1, 2, 3))
+    for shape in itertools.chain.from_iterable(map(shapes, SIZES)):
+        dtype, size = next(dtypes), 1 if call.gives == "one" else next(batches)
+        tensors = batch_of(call, shape, size, dtype)
+        where = f"{name}: {shape}, {dtype}, a batch of {size}"
+        if call.refuses(shape):
+            with pytest.raises(ValueError) as refused:
+                call.function(*tensors)
+            assert ours(refused.value), where
+            continue
+        found, wanted = as_tensor(call.function(*tensors)), expected(call, tensors)
+        close = TOLERANCE[dtype if call.takes != "labels" else torch.float64]
+        torch.testing.assert_close(
+            found,
+            wanted.squeeze(0) if call.gives == "one" else wanted,
+            rtol=close,
+            atol=close,
+            equal_nan=True,
+            msg=lambda m, w=where: f"{w}: {m}",
+        )
 
 
 @pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call.gives == "one"])
@@ -312,12 +310,12 @@ def flawed(tensors, which, value, position):
 def test_what_is_not_finite_shows_and_changes_nothing_else(name, which, value):
     """Every number of a result is the right one or not finite; a metric is NaN; labels are refused."""
     call = CALLS[name]
-    for number, shape in enumerate([(13, 12), (11, 16), (11, 12, 6), (11, 5, 12)]):
+    for number, shape in enumerate([(13, 12), (11, 12, 6), (11, 5, 12)]):
         if call.refuses(shape):
             continue
         tensors = batch_of(call, shape, 1 if call.gives == "one" else 2, FLOATS[number % 2])
         last = tensors[which][-1].numel() - 1
-        for position in (0, last // 3, last // 2, last):
+        for position in (0, last // 3, last):
             bad = flawed(tensors, which, value, position)
             where = f"{name}: {shape}, {value} at {position}"
             if call.function is fields.warp_labels:
@@ -403,7 +401,7 @@ def test_labels_of_every_type_and_value_come_back_exactly(dtype, shape):
                 assert moved.dtype == wanted.dtype and np.array_equal(moved, wanted)
 
 
-@pytest.mark.parametrize("shape", [(9, 12), (5, 6, 8), (7, 1, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 12), (7, 1, 6)], ids=str)
 @pytest.mark.parametrize("dtype", WHOLE)
 def test_scores_and_losses_do_not_see_how_labels_are_called(dtype, shape):
     for numbers in choices(dtype):

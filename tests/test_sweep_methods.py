@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import lively
-from test_sweep_functions import FLOATS, ours
+from test_sweep_functions import ours
 
 from tvf_core import fields
 from tvf_core.methods import METHODS, NetworkConfig, available
@@ -47,11 +47,10 @@ def images(shape, size=2, dtype=torch.float32):
 
 
 def shapes(dim):
-    """Every size from 1 to 17 along some axis, with long and with short other axes."""
+    """Every size from 1 to 17 along some axis, beside long ones or short ones, and some tiny images."""
     for n in range(1, 18):
-        where = n % dim
-        for other in ((17, 9), (5, 4)) if n < 6 or n in (9, 16, 17) else ((17, 9),):
-            yield (*other[: dim - 1][:where], n, *other[: dim - 1][where:])
+        where, other = n % dim, ((17, 9), (5, 4))[n // 2 % 2]
+        yield (*other[: dim - 1][:where], n, *other[: dim - 1][where:])
     yield from ((n,) * dim for n in (1, 2, 3))
 
 
@@ -70,11 +69,9 @@ def test_every_size_registers_and_a_batch_is_its_pairs(method, dim, integrator):
         assert both.displacement.shape == (2, dim, *shape) and both.displacement.isfinite().all()
         assert both.warped.shape == moving.shape and both.warped.isfinite().all()
         assert both.inverse().isfinite().all()
-        for k in (0, 1):
-            alone = model.register(moving[k : k + 1], fixed[k : k + 1])
-            torch.testing.assert_close(
-                both.displacement[k : k + 1], alone.displacement, rtol=1e-4, atol=1e-4, msg=str(shape)
-            )
+        k = slice(1, 2) if sum(shape) % 2 else slice(0, 1)
+        alone = model.register(moving[k], fixed[k]).displacement
+        torch.testing.assert_close(both.displacement[k], alone, rtol=1e-4, atol=1e-4, msg=str(shape))
         if method != "identity" and max(shape) > 4:
             assert both.displacement.abs().max() > 1e-4, shape
 
@@ -140,16 +137,18 @@ def test_images_and_networks_of_every_type_register(method, dim, integrator):
     shape = (17, 12, 9)[:dim]
     wanted = small(method, dim, integrator).register(*images(shape)).displacement
     size = wanted.abs().max().clamp_min(1e-6)
-    for dtype in FLOATS:
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
         model = small(method, dim, integrator, dtype)
         pairs = [images(shape, dtype=dtype)] + [images(shape)] * (model.network is not None)
         for moving, fixed in pairs:
             found = model.register(moving, fixed)
             assert found.displacement.dtype in (torch.float32, torch.float64)
             assert found.displacement.isfinite().all() and found.inverse().isfinite().all()
-            exact = dtype in (torch.float32, torch.float64)
             distance = (found.displacement - wanted).abs().mean() / size
-            assert method in QUICK or distance < (1e-3 if exact else 0.2), (dtype, float(distance))
+            assert method in QUICK or distance < (1e-3 if dtype == torch.float64 else 0.2), (
+                dtype,
+                float(distance),
+            )
 
 
 class Broken(torch.nn.Module):
