@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .checks import check_field, check_labels, check_points, spatial_rank
+from .checks import check_field, check_labels, check_number, check_points, one_of, spatial_rank
 from .labels import as_int64, from_int64
 
 MODES = {"linear": "bilinear", "nearest": "nearest"}  # grid_sample calls trilinear "bilinear" too
+PADDINGS = ("zeros", "border")
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.dtype:
@@ -57,8 +58,14 @@ def sample(
     displacement is the identity for odd and even sizes. In float32 they resolve about ``s * 6e-8``
     voxels along an axis of s voxels (1e-5 at 224); float64 has no such limit in practice.
     """
-    if mode not in MODES:
-        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    one_of(mode, MODES, "mode")
+    one_of(padding, PADDINGS, "padding")
+    rank = spatial_rank(image)
+    if points.dim() != rank + 2 or points.shape[1] != rank:
+        raise ValueError(
+            f"points: expected (batch, {rank}, ...) with {rank} further axes for an image in {rank}D, "
+            f"got shape {tuple(points.shape)}"
+        )
     dtype = at_least_float32(image)
     # The centre is subtracted first: 2x/(s-1) - 1 would lose the last bits of large coordinates.
     half = [(s - 1) / 2 for s in image.shape[2:]]
@@ -204,7 +211,15 @@ def pool(image: torch.Tensor, width: int, padding: int = 0, **options) -> torch.
 
 
 def double(displacement: torch.Tensor, shape) -> torch.Tensor:
-    """Resample a field from the half grid of :func:`halve` to the full grid ``shape``, values doubled."""
+    """Resample a field from the half grid of :func:`halve` to the full grid ``shape``, values doubled.
+
+    ValueError for a grid that it does not halve.
+    """
+    check_field(displacement)
+    if tuple(-(-int(s) // 2) for s in shape) != tuple(displacement.shape[2:]):
+        raise ValueError(
+            f"shape: {tuple(shape)} is no grid of which {tuple(displacement.shape[2:])} is the half"
+        )
     fine = resize(displacement, [2 * s for s in displacement.shape[2:]])
     return fine[(..., *[slice(0, int(s)) for s in shape])]
 
@@ -232,6 +247,8 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
 def determinant(matrix: torch.Tensor) -> torch.Tensor:
     """Determinant of ``(B, D, D, *S)`` matrices, D = 2 or 3, by the explicit formula, without pivoting."""
     m = matrix
+    if m.dim() < 3 or tuple(m.shape[1:3]) not in ((2, 2), (3, 3)):
+        raise ValueError(f"matrix: expected (batch, D, D, *space), D = 2 or 3, got shape {tuple(m.shape)}")
     if m.shape[1] == 2:
         return m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0]
     return (
@@ -249,6 +266,7 @@ def invert(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
     from a velocity needs no iteration: ``integrate.flow(velocity, t0=1, t1=0)``.
     """
     check_field(displacement)
+    check_number(iterations, "iterations", 1, whole=True)
     inverse = torch.zeros_like(displacement)
     for _ in range(iterations):
         inverse = -warp(displacement, inverse, padding="border")

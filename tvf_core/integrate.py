@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from . import released
-from .checks import check_field, one_of
+from .checks import check_field, check_number, one_of
 from .fields import at_least_float32, double, identity_grid, sample, warp
 
 Velocity = Callable[[float, torch.Tensor], torch.Tensor]  # (time, points) -> velocity at the points
@@ -194,6 +194,8 @@ def trajectory(
     times = [k / steps for k in range(steps + 1)] if times is None else [float(t) for t in times]
     if len(times) < 2:
         raise ValueError(f"times: expected at least two, the first is where the flow begins; got {times}")
+    if times not in (sorted(times), sorted(times, reverse=True)):
+        raise ValueError(f"times: expected rising or falling ones, got {times}")
     return torch.stack(list(_maps(velocity, times, method, substeps, shape)), dim=1)
 
 
@@ -252,6 +254,7 @@ def scaling_and_squaring(velocity: torch.Tensor, squarings: int = 7, padding: st
     (B, D, *S) displacement in voxels.
     """
     check_field(velocity, "velocity")
+    check_number(squarings, "squarings", 0, whole=True)
     u = velocity / 2**squarings
     for _ in range(squarings):
         u = u + warp(u, u, padding=padding)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .checks import one_of
+from .fields import at_least_float32
 from .integrate import STEPS
 from .losses.objectives import LABEL_TERMS, CycleObjective, DistributionObjective, Objective, PyramidObjective
 from .networks.cyclemorph import CycleMorph
@@ -208,7 +209,8 @@ class Method:
 
 
 def _identity(moving: torch.Tensor, fixed: torch.Tensor) -> Registration:
-    return Registration(moving.new_zeros(moving.shape[0], moving.dim() - 2, *moving.shape[2:]), moving)
+    shape = moving.shape[0], moving.dim() - 2, *moving.shape[2:]
+    return Registration(moving.new_zeros(shape, dtype=at_least_float32(moving)), moving)
 
 
 def swin_config(config: NetworkConfig) -> SwinConfig:

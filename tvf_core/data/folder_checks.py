@@ -61,7 +61,14 @@ def checked(
 
 def plain_name(name, where, how: str = "choose a plain one, such as my_scans") -> str:
     """A data set's name; ValueError where it could not be the name of a folder. ``how`` to correct it."""
-    if not isinstance(name, str) or not name.strip() or name[0] == "." or set(name) & set('/\\:*?"<>|\n'):
+    if (
+        not isinstance(name, str)
+        or not name.strip()
+        or not name.isprintable()
+        or name[0] == "."
+        or set(name) & set('/\\:*?"<>|')
+        or len(name.encode()) > 200
+    ):
         raise ValueError(f"{where}: the data set's name {name!r} cannot name a folder of results; {how}")
     return name
 
@@ -73,6 +80,8 @@ def texts(values, count: int, what: str) -> list[str]:
     )
     if not all(isinstance(v, (str, int, np.integer)) and str(v).strip() for v in values):
         raise ValueError(f"{what}: expected a list with a text or a number for each image")
+    if odd := [v for v in values if not str(v).isprintable()]:
+        raise ValueError(f"{what}: {odd[0]!r} holds characters that cannot be printed, such as a line break")
     if len(values) != count:
         raise ValueError(f"{what}: expected one for each of the {count} images, got {len(values)}")
     values = [str(v) for v in values]
@@ -122,8 +131,8 @@ def check_label_names(given) -> dict[int, str]:
             "label_names: expected a name for each label, whose number is a whole one above 0, "
             'such as {"1": "left ventricle"}'
         )
-    if len(set(found.values())) < len(found):
-        raise ValueError("label_names: two labels have the same name; give each its own")
+    if len(set(found.values())) < len(given):  # "1" and "01" are one number
+        raise ValueError("label_names: two labels have the same name or number; give each its own")
     return found
 
 
@@ -248,6 +257,10 @@ def _arrays(given, what: str) -> np.ndarray | Iterable:
 
 def _array(given, what: str) -> np.ndarray:
     """An array of what may be an array, a tensor or numbers in lists."""
+    if np.ma.isMaskedArray(given):
+        raise ValueError(
+            f"{what}: a masked array; say what counts where it is masked, such as by x.filled(0)"
+        )
     try:
         return np.asarray(given)
     except (RuntimeError, TypeError, ValueError) as error:  # a tensor on a GPU, rows of many lengths
@@ -264,10 +277,10 @@ def _stack(arrays: list[np.ndarray], what: str) -> np.ndarray:
     return np.stack(arrays)
 
 
-def numbered_pairs(pairs: Iterable, images: int, labelled: int) -> list[tuple[int, int]]:
+def numbered_pairs(pairs: Iterable, images: int, labelled: int, once: bool = False) -> list[tuple[int, int]]:
     """(moving, fixed) image numbers, checked against how many images there are and how many have labels.
 
-    ``labelled`` is ``images`` where nothing has labels.
+    ``labelled`` is ``images`` where nothing has labels. ``once``: no pair may stand there twice.
     """
     try:
         pairs = [(operator.index(moving), operator.index(fixed)) for moving, fixed in pairs]
@@ -282,6 +295,10 @@ def numbered_pairs(pairs: Iterable, images: int, labelled: int) -> list[tuple[in
         raise ValueError(
             f"pairs: image {odd[0]} has no label map, only the first {labelled} have one; "
             "leave out the labels or these pairs"
+        )
+    if once and len(set(pairs)) < len(pairs):
+        raise ValueError(
+            f"pairs: {Counter(pairs).most_common(1)[0][0]} stands there twice, and would count twice"
         )
     return pairs
 

@@ -77,7 +77,8 @@ class PairData:
                 known_labels=bool(self.origin),
             )
             labelled = parts["images"] if parts["labels"] is None else parts["labels"]
-            parts["pairs"] = numbered_pairs(self.pairs, len(parts["images"]), len(labelled))
+            counts = len(parts["images"]), len(labelled)
+            parts["pairs"] = numbered_pairs(self.pairs, *counts, once=self.split != "train")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.name}: {error}") from None
         for key, value in parts.items():

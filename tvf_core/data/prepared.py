@@ -257,7 +257,9 @@ def _hashes(folder: Path, known: dict, listings: Iterable[Path]) -> dict[str, st
     files = [file for file in (folder / IMAGES, folder / LABELS, *listings) if file.is_file()]
     if "sha256" not in known:
         return {file.name: _hash(file, _stamp(file)) for file in files}
-    hashes = dict(known["sha256"])
+    hashes = known["sha256"]
+    if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
+        raise ValueError(f'"sha256" in {ABOUT} is no object of file names and hashes; delete this key')
     if LABELS in hashes and not (folder / LABELS).is_file():
         raise ValueError(f"there is no {LABELS}, which {ABOUT} tells of")
     for file in files:
@@ -293,13 +295,16 @@ def _subjects(folder: Path, known: dict, names: list[str]) -> list[str]:
 def _read_pairs(listing: Path, names: list[str]) -> list[tuple[int, int]]:
     """Pairs of image numbers from a list of names."""
     number = {name: k for k, name in enumerate(names)}
-    with open(listing, newline="", encoding="utf-8-sig") as file:  # Excel begins its files with a mark
-        reader = csv.DictReader(file)
-        if not {"moving", "fixed"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{listing.name} needs the columns moving and fixed, named in its first line")
-        try:
-            return [(number[row["moving"]], number[row["fixed"]]) for row in reader]
-        except KeyError as error:
-            known = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-            where = f"{listing.name}, line {reader.line_num}"
-            raise ValueError(f"{where}: no image has the name {error}; the names are {known}") from None
+    try:
+        text = listing.read_text(encoding="utf-8-sig")  # Excel begins its files with a mark
+    except UnicodeDecodeError:
+        raise ValueError(f"{listing.name} is not in UTF-8; save it anew in this encoding") from None
+    reader = csv.DictReader(text.splitlines())
+    if not {"moving", "fixed"} <= set(reader.fieldnames or ()):
+        raise ValueError(f"{listing.name} needs the columns moving and fixed, named in its first line")
+    try:
+        return [(number[row["moving"]], number[row["fixed"]]) for row in reader]
+    except KeyError as error:
+        known = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+        where = f"{listing.name}, line {reader.line_num}"
+        raise ValueError(f"{where}: no image has the name {error}; the names are {known}") from None

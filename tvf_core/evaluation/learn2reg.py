@@ -29,7 +29,7 @@ from ..data import load_pairs
 from ..methods import METHODS
 from ..paths import must_be_writable, sha256, write_json, write_then_rename
 from .evaluate import check_choices, load_model
-from .scores import mean_of_known
+from .scores import mean_of_known, too_small
 
 TASK = "task_03"
 CODE = code_hash(f"import {__name__}")
@@ -118,6 +118,8 @@ def export(
             f"{data}: Learn2Reg's format is for volumes of even sizes, "
             f"these are {' x '.join(map(str, pairs.shape))}"
         )
+    if reason := too_small(pairs.shape).get("sdlogj"):
+        raise ValueError(f"{data}: {reason}, so the challenge could not score a submission")
     names = [file_name(pairs.pair_name(k)) for k in range(len(pairs))]
     if len(set(names)) < len(names):
         raise ValueError(f"{data}: two pairs have the same numbers; Learn2Reg could not tell them apart")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..checks import check_field
+from ..fields import at_least_float32
 
 
 def diffusion(field: torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,7 @@ def velocity_kl(mean: torch.Tensor, log_variance: torch.Tensor, prior: float) ->
 
     Parameters
     ----------
-    mean, log_variance : (B, D, *S).
+    mean, log_variance : (B, D, *S), of one shape.
     prior : lambda; a larger value means a smoother prior.
 
     Notes
@@ -109,6 +110,12 @@ def velocity_kl(mean: torch.Tensor, log_variance: torch.Tensor, prior: float) ->
     terms of the divergence.
     """
     rank, voxels = check_field(mean, "mean"), mean[0, 0].numel()
+    if mean.shape != log_variance.shape:
+        raise ValueError(
+            f"mean {tuple(mean.shape)} and log_variance {tuple(log_variance.shape)} must have the same shape"
+        )
+    # A sum over an image is too large for half precision.
+    mean, log_variance = (x.to(at_least_float32(x)) for x in (mean, log_variance))
     degree = torch.zeros_like(mean[0, 0])
     for axis in range(rank):
         degree.narrow(axis, 1, degree.shape[axis] - 1).add_(1)
