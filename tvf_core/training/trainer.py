@@ -68,8 +68,6 @@ class Trainer:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.directions = METHODS[self.method].objective.directions
         self.metric = "dice" if self.held_out.label_numbers else "ssim"
-        if self.metric == "ssim":
-            window_axes(self.held_out.shape, "ssim, which chooses the best weights where there are no labels")
         if "ssim" in self.profile.losses.get(self.method, ()):
             window_axes(self.data.shape)
         self.recomputes = False  # not known before the network is made
