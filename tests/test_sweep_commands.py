@@ -83,7 +83,7 @@ PROFILE = {"data": "./odd", "steps": 2, "time_steps": 1, "validations": 1} | {
 EXPORTS, OF_THE_TRAINING = "export-val export", "train own compare-own"
 TEST = "identity lddmm own compare compare-own draw export"
 # Data sets, and the commands that have to refuse them: Learn2Reg's format wants volumes of even sizes from 6
-# on, SSIM 11 voxels along two axes, a training a score that chooses weights, a comparison pairs with both scores.
+# on, SSIM 11 voxels along two axes, a training a score that chooses weights, a comparison both scores.
 FOLDERS = {
     "few slices": (dict(shape=(20, 18, 3)), EXPORTS),
     "few slices in front": (dict(shape=(2, 18, 12)), EXPORTS),
