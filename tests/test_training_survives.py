@@ -446,7 +446,7 @@ def test_a_validation_that_is_not_finite_ends_the_training_which_can_go_on(toy_d
     assert said.startswith(
         "step 3: the validation after it gave a displacement that is not finite for i4->i5;"
     )
-    assert "the state after it is saved" in said and "resume 'new'" in said and "\n" not in said
+    assert "the state after it is saved" in said and "--resume new" in said and "\n" not in said
     assert [r["step"] for r in read_history(tmp_path / "cut")] == [0, 1, 2, 3]
     again = run("tm", "toy2d", 6, tmp_path / "cut", **settings)
     assert [r["loss"] for r in again["history"]] == [r["loss"] for r in whole["history"]]

@@ -45,7 +45,7 @@ class NotFiniteSteps:
         return (
             f"step {record['step']}: not finite ({numbers}; learning rate {record['lr']:.2g}) "
             f"for {_some(pairs)}{row}; {state}. "
-            "Look at these pairs; on_nonfinite 'skip' goes on without them, resume 'new' starts again, "
+            "Look at these pairs; --on-nonfinite skip goes on without them, --resume new starts again, "
             "with a lower learning rate"
         )
 
@@ -60,7 +60,7 @@ def at_validation(step: int, pairs: list[str], saved: bool) -> str:
     return (
         f"step {step}: the validation after it gave a displacement that is not finite for {_some(pairs)}; "
         f"{state}. "
-        "Look at these pairs; resume 'new' starts again, with a lower learning rate"
+        "Look at these pairs; --resume new starts again, with a lower learning rate"
     )
 
 
