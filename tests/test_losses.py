@@ -857,3 +857,12 @@ def test_velocity_kl_is_that_of_two_gaussians(shape):
         total += np.trace(precision @ np.diag(np.exp(s))) - s.sum() + m @ precision @ m
     expected = total / 2 / len(places) / 2  # per voxel and per pair of the batch
     assert float(losses.velocity_kl(mean, log_variance, prior)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_velocity_kl_in_half_precision_is_a_sum_in_single_precision():
+    mean, log_variance = noise((12, 13, 14), channels=3).half(), noise((12, 13, 14), 1, channels=3).half()
+    half, single = (
+        losses.velocity_kl(x, y, 10.0)
+        for x, y in ((mean, log_variance), (mean.float(), log_variance.float()))
+    )
+    assert torch.equal(half, single) and half.isfinite()

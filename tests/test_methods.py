@@ -483,3 +483,8 @@ def test_the_inverse_of_a_registration_that_is_not_finite_is_not_finite():
     still = torch.zeros_like(field)
     for result in (Registration(field, still), Registration(still, still, field[:, None])):
         assert result.inverse()[0, 1, 3, 2].isnan() and result.inverse()[0, :, 0, 0].isfinite().all()
+
+
+def test_the_field_before_registration_is_no_half_precision():
+    image = torch.rand(1, 1, 5, 6).half()
+    assert Model(NetworkConfig("identity", 2)).register(image, image).displacement.dtype == torch.float32

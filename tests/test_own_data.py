@@ -210,6 +210,25 @@ DAMAGE = {  # name: (what is done to a folder, words of the message)
         text("pairs_test.csv", lambda t: t[: t.rindex("visit_1")]),
         ["pairs_test.csv", 'delete the key "sha256"'],
     ),
+    "a pair twice": (
+        lambda f: (text("pairs_test.csv", lambda t: t + t.split("\n")[1] + "\n")(f), edit(f, sha256=None)),
+        ["pairs", "twice"],
+    ),
+    "another encoding": (
+        lambda f: (
+            (f / "pairs_test.csv").write_bytes("moving,fixed\nä,ö\n".encode("latin-1")),
+            edit(f, sha256=None),
+        ),
+        ["pairs_test.csv", "UTF-8"],
+    ),
+    "hashes that are none": (lambda f: edit(f, sha256="x"), ['"sha256"', "delete this key"]),
+    "a line break in a name": (lambda f: edit(f, names=["a\nb", *"bcdefghijkl"]), ["'a\\nb'", "printed"]),
+    "a label twice": (
+        lambda f: edit(f, label_names={"1": "shell", "01": "rim", "5": "core"}),
+        ["label_names", "same name or number"],
+    ),
+    "a name with a null": (lambda f: edit(f, name="a\0b"), ["'a\\x00b'", "my_scans"]),
+    "a long name": (lambda f: edit(f, name="a" * 300), ["cannot name a folder"]),
     "not JSON": (text("dataset.json", lambda t: t[:-9]), ["dataset.json", "not a JSON object"]),
     "a list": (text("dataset.json", lambda t: "[]"), ["dataset.json", "not a JSON object"]),
     "cut short": (
@@ -254,6 +273,14 @@ ARGUMENTS = {  # name: (changes of the arguments of ``write``, words of the mess
     "integers": ({"images": [np.ones((9, 8), np.int16)] * 12}, ["int16", "uint8"]),
     "shapes": ({"images": [np.ones((9, 8))] * 11 + [np.ones((8, 9))]}, ["(9, 8)", "(8, 9)", "one shape"]),
     "rank": ({"images": [np.ones(9)] * 12}, ["(12, 9)", "(images, *space)"]),
+    "masked images": (
+        {"images": np.ma.masked_greater(np.ones((12, 33, 28)), 0.5)},
+        ["images", "masked", "x.filled(0)"],
+    ),
+    "masked labels": (
+        {"labels": [np.ma.masked_equal(np.ones((33, 28), int), 1)] * 12},
+        ["label map 0", "masked", "x.filled(0)"],
+    ),
     "none": ({"images": []}, ["images", "at least one"]),
     "negative labels": ({"labels": [np.full((33, 28), -1)]}, ["label map 0", "-1 to -1", "0 (background)"]),
     "labels beyond int64": ({"labels": [np.full((33, 28), 2**63, np.uint64)]}, [f"{2**63}", "2**63 - 1"]),

@@ -113,6 +113,14 @@ def test_a_refused_type_says_how_to_scale():
     np.testing.assert_array_equal(part.images[0], np.round((x.astype(float) + 32768) / 65535 * 255))
 
 
+def test_a_pair_may_stand_twice_in_training_only():
+    images = np.zeros((2, 5, 6), np.uint8)
+    assert len(PairData("x", "train", images, [(0, 1), (0, 1)])) == 2
+    for split in ("val", "test"):
+        with pytest.raises(ValueError, match=r"x: pairs: \(0, 1\) stands there twice"):
+            PairData("x", split, images, [(0, 1), (1, 0), (0, 1)])
+
+
 def test_float_images_come_out_as_they_went_in():
     images = np.random.default_rng(0).random((2, 6, 7), np.float32)
     item = PairData("x", "train", images, [(0, 1)])[0]

@@ -98,6 +98,14 @@ PAIRS = {  # name: (dim of the model, moving, fixed, error, words)
         TypeError,
         ["floating-point", "uint8"],
     ),
+    "no pairs": (
+        2,
+        torch.rand(0, 1, 24, 20),
+        torch.rand(0, 1, 24, 20),
+        ValueError,
+        ["nothing", "(0, 1, 24, 20)"],
+    ),
+    "no voxels": (3, torch.rand(1, 1, 5, 0, 6), torch.rand(1, 1, 5, 0, 6), ValueError, ["(1, 1, 5, 0, 6)"]),
     "array": (2, np.ones(PLANE), torch.rand(PLANE), TypeError, ["torch.Tensor", "ndarray"]),
 }
 
@@ -636,6 +644,65 @@ CALLS = {  # name: (call, error, words)
         lambda: metrics.ssim(torch.rand(PLANE), torch.rand(1, 1, 24, 19)),
         ValueError,
         ["(1, 1, 24, 19)", "one shape"],
+    ),
+    "ssim of lines": (
+        lambda: metrics.ssim(torch.rand(1, 1, 20), torch.rand(1, 1, 20)),
+        ValueError,
+        ["(1, 1, *space)", "(1, 1, 20)"],
+    ),
+    "no voxels": (
+        lambda: fields.warp(torch.zeros(1, 1, 5, 0), ZERO),
+        ValueError,
+        ["nothing", "(1, 1, 5, 0)"],
+    ),
+    "no pairs": (lambda: fields.jacobian(torch.zeros(0, 2, 5, 6)), ValueError, ["nothing", "(0, 2, 5, 6)"]),
+    "padding": (lambda: fields.warp(ZERO, ZERO, padding="reflection"), ValueError, ["reflection", "border"]),
+    "mode": (lambda: fields.warp(ZERO, ZERO, "cubic"), ValueError, ["cubic", "linear, nearest"]),
+    "points of another rank": (
+        lambda: fields.sample(ZERO, torch.zeros(1, 3, 24, 20)),
+        ValueError,
+        ["2D", "(1, 3, 24, 20)"],
+    ),
+    "points of another form": (
+        lambda: fields.sample(ZERO, torch.zeros(1, 2, 7)),
+        ValueError,
+        ["2 further axes", "(1, 2, 7)"],
+    ),
+    "a grid that is not doubled": (
+        lambda: fields.double(torch.zeros(1, 2, 6, 7), (100, 100)),
+        ValueError,
+        ["(100, 100)", "(6, 7)", "half"],
+    ),
+    "half a grid without an axis": (
+        lambda: fields.double(torch.zeros(1, 2, 6, 7), (12,)),
+        ValueError,
+        ["(12,)", "(6, 7)"],
+    ),
+    "a matrix that is not square": (
+        lambda: fields.determinant(torch.zeros(1, 2, 3, 5, 5)),
+        ValueError,
+        ["D = 2 or 3", "(1, 2, 3, 5, 5)"],
+    ),
+    "a matrix of four": (
+        lambda: fields.determinant(torch.zeros(1, 4, 4, 5, 5)),
+        ValueError,
+        ["D = 2 or 3", "(1, 4, 4, 5, 5)"],
+    ),
+    "no iterations": (lambda: fields.invert(ZERO, 0), ValueError, ["iterations", "at least 1", "0"]),
+    "squarings": (
+        lambda: integrate.scaling_and_squaring(ZERO, -1),
+        ValueError,
+        ["squarings", "at least 0", "-1"],
+    ),
+    "times to and fro": (
+        lambda: integrate.trajectory(ZERO[:, None], [0, 1, 0.5]),
+        ValueError,
+        ["rising or falling", "0.5"],
+    ),
+    "batches of a distribution": (
+        lambda: losses.velocity_kl(torch.zeros(2, 2, 5, 6), torch.zeros(1, 2, 5, 6), 1.0),
+        ValueError,
+        ["(2, 2, 5, 6)", "(1, 2, 5, 6)", "same shape"],
     ),
     "method": (lambda: Model(NetworkConfig("vxm", 2)), ValueError, ["vxm", "tm-tvf"]),
     "network size": (lambda: Model(NetworkConfig("tm", 2, "giant")), ValueError, ["giant", "demo", "large"]),
