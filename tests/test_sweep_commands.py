@@ -82,15 +82,15 @@ PROFILE = {"data": "./odd", "steps": 2, "time_steps": 1, "validations": 1} | {
 }
 EXPORTS, OF_THE_TRAINING = "export-val export", "train own compare-own"
 TEST = "identity lddmm own compare compare-own draw export"
-# Data sets, and the commands that have to refuse them: Learn2Reg's format wants volumes of even sizes, SSIM
-# 11 voxels along two axes, a training a score that chooses weights, a comparison pairs with both scores.
+# Data sets, and the commands that have to refuse them: Learn2Reg's format wants volumes of even sizes from 6
+# on, SSIM 11 voxels along two axes, a training a score that chooses weights, a comparison both scores.
 FOLDERS = {
     "few slices": (dict(shape=(20, 18, 3)), EXPORTS),
-    "few slices in front": (dict(shape=(2, 18, 12)), ""),
-    "four slices": (dict(shape=(20, 4, 18), numbers=(1000, 2035, 614_454_277), dtype=np.uint32), ""),
+    "few slices in front": (dict(shape=(2, 18, 12)), EXPORTS),
+    "four slices": (dict(shape=(20, 4, 18), numbers=(1000, 2035, 614_454_277), dtype=np.uint32), EXPORTS),
     "a slice as a volume": (dict(shape=(18, 20, 1)), EXPORTS),
     "a slice in the middle": (dict(shape=(18, 1, 20), labelled=False), EXPORTS),
-    "a small volume": (dict(shape=(4, 4, 6), labelled=False), f"{OF_THE_TRAINING} compare"),
+    "a small volume": (dict(shape=(4, 4, 6), labelled=False), f"{OF_THE_TRAINING} compare {EXPORTS}"),
     "a volume of one voxel": (dict(shape=(1, 1, 1), numbers=(9,)), f"compare-own {EXPORTS}"),
     "a tiny picture": (dict(shape=(5, 7)), f"compare-own {EXPORTS}"),
     "a row": (dict(shape=(1, 18), labelled=False), f"{OF_THE_TRAINING} compare {EXPORTS}"),
