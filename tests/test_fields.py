@@ -112,6 +112,7 @@ def test_labels_of_every_integer_type_come_back_exactly(dtype, shape, batch):
         "outside": np.full((batch, dim, *shape), 20),
     }.items():
         sources = np.indices(shape) + steps  # NumPy reads the voxels themselves
+        sources[:, np.array(shape) == 1] = 0  # an axis of one voxel has no outside
         inside = ((sources >= 0) & (sources < np.reshape(shape, (-1, *[1] * dim)))).all(1)
         expected = np.zeros_like(labels)
         for b, x in zip(*np.nonzero(inside.reshape(batch, -1))):
@@ -138,7 +139,7 @@ def test_labels_are_read_where_an_image_is_read_by_nearest_neighbour(shape, kind
         field = u.to(dtype)
         x = fields.identity_grid(shape) + field
         last = torch.tensor(shape).view(1, -1, *[1] * len(shape)) - 1
-        inside = ((x >= 0) & (x <= last)).all(1, keepdim=True)
+        inside = ((x >= 0) & (x <= last) | (last == 0)).all(1, keepdim=True)
         expected = fields.warp(labels.float(), field, "nearest", "border").long() * inside
         assert torch.equal(fields.warp_labels(labels, field), expected)
 

@@ -91,7 +91,10 @@ def test_the_written_folder_scores_as_the_fields_within_the_rounding_of_the_form
         )
     own, written = (
         dict(zip(("dice", "hd95", "sdlogj"), np.mean(rows, 0))),
-        learn2reg.scores(tmp_path, "demo_brains", progress=False),
+        {
+            name: value["mean"]
+            for name, value in learn2reg.scores(tmp_path, "demo_brains", progress=False)["summary"].items()
+        },
     )
     assert written["dice"] == pytest.approx(own["dice"], abs=0.005)
     assert written["hd95"] == pytest.approx(own["hd95"], abs=0.05)
@@ -125,6 +128,34 @@ def test_a_submission_is_continued_but_not_mixed(tmp_path, even):
     with pytest.raises(ValueError, match="unknown origin"):
         learn2reg.export("identity", "even", tmp_path, progress=False)
     assert [f.name for f in files] == ["disp_0005_0004.npz", "disp_0004_0005.npz"]
+
+
+def test_a_pair_without_a_common_label_is_named_and_left_out_of_the_means(
+    tmp_path, even, monkeypatch, capsys
+):
+    whole = pairs.DATASETS["even"]
+    monkeypatch.setitem(
+        pairs.DATASETS,
+        "even",
+        lambda *args: dataclasses.replace(
+            part := whole(*args),
+            labels=np.where(np.arange(8)[:, None, None, None] == 6, 0, part.labels),
+            pairs=[(4, 5), (4, 6), (5, 4)],
+        ),
+    )
+    learn2reg.export("identity", "even", tmp_path, progress=False)
+    found, part = learn2reg.scores(tmp_path, "even", progress=False), data.load("even", "val")
+    assert found["not_scored"] == {"dice": ["i4->i6"], "hd95": ["i4->i6"]} and found["n_pairs"] == 3
+    each = [
+        metrics.dice(
+            *(part.batch([k])[f"{role}_labels"] for role in ("moving", "fixed", "moving")), [1, 2]
+        ).mean()
+        for k in (0, 2)
+    ]
+    assert found["summary"]["dice"]["mean"] == pytest.approx(np.mean(each))
+    monkeypatch.setattr(sys, "argv", f"tvf export-l2r --method identity --data even --out {tmp_path}".split())
+    commands.main()
+    assert f"Dice {np.mean(each):.4f} (1 of 3 pairs not scored)" in capsys.readouterr().out
 
 
 def test_files_in_another_format_and_missing_ones_are_named(tmp_path, even):

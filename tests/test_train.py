@@ -112,8 +112,8 @@ def test_images_too_small_for_ssim_are_refused_before_a_training_begins(labelled
     losses = {"vm-2": {"ssim": 1.0}} if labelled else {}
     with pytest.raises(ValueError) as error:
         run("vm-2", "small", 1, tmp_path / "run", losses=losses)
-    reason = "" if labelled else ", which chooses the best weights where there are no labels"
-    assert str(error.value) == f"ssim{reason}: needs at least 11 voxels along two axes, got (20, 9, 2)"
+    reason = "" if labelled else "small: without labels, SSIM chooses the best weights; "
+    assert str(error.value) == f"{reason}ssim: needs at least 11 voxels along two axes, got (20, 9, 2)"
     assert not (tmp_path / "run").exists()
 
 

@@ -622,7 +622,7 @@ CALLS = {  # name: (call, error, words)
         ["(1, 1, 24, 19)", "same shape"],
     ),
     "even window": (lambda: losses.lncc(torch.rand(PLANE), torch.rand(PLANE), 8), ValueError, ["odd", "8"]),
-    "beta": (lambda: losses.lddmm_energy(ZERO[:, None], beta=0), ValueError, ["beta", ">= 1", "0"]),
+    "beta": (lambda: losses.lddmm_energy(ZERO[:, None], beta=0), ValueError, ["beta", "at least 1", "0"]),
     "SDlogJ kind": (lambda: metrics.sdlogj(ZERO, "paper"), ValueError, ["paper", "official", "textbook"]),
     "SDlogJ grid": (lambda: metrics.sdlogj(torch.zeros(1, 2, 4, 20)), ValueError, ["2 voxels", "(4, 20)"]),
     "folding convention": (
@@ -648,7 +648,7 @@ CALLS = {  # name: (call, error, words)
     "ssim of lines": (
         lambda: metrics.ssim(torch.rand(1, 1, 20), torch.rand(1, 1, 20)),
         ValueError,
-        ["(1, 1, *space)", "(1, 1, 20)"],
+        ["ssim", "2 or 3", "(1, 1, 20)"],
     ),
     "no voxels": (
         lambda: fields.warp(torch.zeros(1, 1, 5, 0), ZERO),
@@ -704,6 +704,28 @@ CALLS = {  # name: (call, error, words)
         ValueError,
         ["(2, 2, 5, 6)", "(1, 2, 5, 6)", "same shape"],
     ),
+    "complex images": (
+        lambda: losses.lncc(ZERO[:, :1] * 1j, ZERO[:, :1] * 1j),
+        TypeError,
+        ["real", "complex64"],
+    ),
+    "arrays of NumPy": (
+        lambda: metrics.fsim(np.ones(PLANE), np.ones(PLANE)),
+        TypeError,
+        ["fsim", "torch.Tensor", "ndarray"],
+    ),
+    "a window of 3.5 voxels": (
+        lambda: losses.lncc(ZERO[:, :1], ZERO[:, :1], 3.5),
+        ValueError,
+        ["window", "whole", "3.5"],
+    ),
+    "half a sub-step": (
+        lambda: integrate.flow(ZERO[:, None], substeps=1.5),
+        ValueError,
+        ["substeps", "whole", "1.5"],
+    ),
+    "one size for two axes": (lambda: fields.resize(ZERO, (7,)), ValueError, ["2 sizes", "(7,)"]),
+    "no size": (lambda: fields.resize(ZERO, (0, 7)), ValueError, ["at least 1", "(0, 7)"]),
     "method": (lambda: Model(NetworkConfig("vxm", 2)), ValueError, ["vxm", "tm-tvf"]),
     "network size": (lambda: Model(NetworkConfig("tm", 2, "giant")), ValueError, ["giant", "demo", "large"]),
     "network integrator": (

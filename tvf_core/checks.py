@@ -17,6 +17,8 @@ def spatial_rank(image: torch.Tensor, name: str = "image") -> int:
             f"{name}: expected shape (batch, channel, *space) with 2 or 3 spatial axes, "
             f"got {tuple(image.shape)}"
         )
+    if image.is_complex():
+        raise TypeError(f"{name}: expected real numbers, got {image.dtype}")
     if 0 in image.shape:
         raise ValueError(f"{name}: there is nothing in an array of shape {tuple(image.shape)}")
     return rank

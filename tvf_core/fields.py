@@ -7,6 +7,8 @@ precisions are raised to float32, because half precision is too coarse for voxel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -124,6 +126,7 @@ def warp_labels(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tenso
     any axis, even by less than half a voxel; an axis of one voxel has no outside, as for images. ValueError
     for a displacement with NaN or infinite values, for which a label map has no number.
     """
+    check_field(displacement)
     check_labels(labels, displacement)
     if not torch.stack(displacement.aminmax()).isfinite().all():
         raise ValueError("displacement: has NaN or infinite values, by which no label map can be warped")
@@ -175,6 +178,8 @@ def resize(displacement: torch.Tensor, shape) -> torch.Tensor:
     pooling. Doubling the size doubles the values.
     """
     rank = check_field(displacement)
+    if not isinstance(shape, Sequence) or len(shape) != rank or min(shape) < 1:
+        raise ValueError(f"shape: expected {rank} sizes of at least 1, got {shape}")
     shape = tuple(int(s) for s in shape)
     if shape == tuple(displacement.shape[2:]):
         return displacement

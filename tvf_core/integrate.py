@@ -116,8 +116,7 @@ def transport(
     (B, D, *P) where the points are at time t1.
     """
     steps, (factor, _) = _time_steps(velocity), _refinement(velocity, shape)
-    if substeps < 1:
-        raise ValueError(f"substeps: expected at least 1, got {substeps}")
+    check_number(substeps, "substeps", 1, whole=True)
     if points.shape[1] != velocity.shape[2] or points.shape[0] not in (1, velocity.shape[0]):
         raise ValueError(
             f"points: expected ({velocity.shape[0]}, {velocity.shape[2]}, ...), got {tuple(points.shape)}"
@@ -203,8 +202,7 @@ def check_integration(method: str, substeps: int) -> None:
     """Refuse an unknown integrator, or a number of sub-steps that it cannot take."""
     if one_of(method, INTEGRATORS, "integrator") not in STEPS and substeps != 1:
         raise ValueError(f"the integrator {method!r} has no sub-steps, got {substeps}")
-    if substeps < 1:
-        raise ValueError(f"substeps: expected at least 1, got {substeps}")
+    check_number(substeps, "substeps", 1, whole=True)
 
 
 def _maps(velocity, times, method, substeps, shape) -> Iterator[torch.Tensor]:

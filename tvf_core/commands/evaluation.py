@@ -130,7 +130,11 @@ def export_l2r(
     print(f"{files[0].parent}: {len(files)} displacements, {files[0].name} first")
     if load(data, split).label_numbers:
         found = learn2reg.scores(out, data, split)
-        print(f"as written: Dice {found['dice']:.4f}, HD95 {found['hd95']:.4f}, SDlogJ {found['sdlogj']:.4f}")
+        values = [
+            f"{title} {found['summary'][name]['mean']:.4f}{unscored(found, name)}"
+            for name, title in {"dice": "Dice", "hd95": "HD95", "sdlogj": "SDlogJ"}.items()
+        ]
+        print(f"as written: {', '.join(values)}")
 
 
 def print_summary(summary: dict) -> None:

@@ -66,7 +66,9 @@ def draw(
         image_size: edge of the images, as in training; 0 is the data set's own size.
         out: PNG to write.
     """
-    from ..reporting import figures  # matplotlib is slow to import, and the other commands need none of it
+    from matplotlib import pyplot as plt  # slow to import, and the other commands need none of it
+
+    from ..reporting import figures
 
     constants = profiles.to_register(profile, method)
     check_choices(method, weights, constants)
@@ -82,4 +84,5 @@ def draw(
     )
     with write_then_rename(out) as temporary:
         fig.savefig(temporary, format="png")
+    plt.close(fig)
     print(f"{out}: {pairs.pair_name(pair)}")

@@ -154,11 +154,18 @@ def export(
     return [folder / name for name in names]
 
 
-def scores(folder: Path, data: str, split: str = "val", progress: bool = True) -> dict[str, float]:
-    """Mean over pairs of Dice, HD95 and SDlogJ of ``<folder>/task_03``, computed as the challenge does.
+def scores(folder: Path, data: str, split: str = "val", progress: bool = True) -> dict:
+    """Dice, HD95 and SDlogJ of ``<folder>/task_03``, computed as the challenge does.
 
-    FileNotFoundError names a pair whose file is missing. ValueError: a file is in another format, or the data
-    have no labels.
+    Returns
+    -------
+    As of an evaluation: ``summary`` with the mean over pairs of each, ``n_pairs``, and ``not_scored`` with
+    the pairs that the means leave out, which have no label in common.
+
+    Raises
+    ------
+    FileNotFoundError : the file of a pair is missing; the message names it.
+    ValueError : a file is in another format, or the data have no labels.
     """
     pairs = load_pairs(data, split, None, progress)
     if not pairs.label_numbers:
@@ -178,4 +185,13 @@ def scores(folder: Path, data: str, split: str = "val", progress: bool = True) -
                 "sdlogj": metrics.sdlogj(u),
             }
         )
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    unknown = {
+        name: [pairs.pair_name(k) for k, value in enumerate(values) if np.isnan(value)]
+        for name, values in columns.items()
+    }
+    return {
+        "summary": {name: {"mean": mean_of_known(values)} for name, values in columns.items()},
+        "n_pairs": len(rows),
+        "not_scored": {name: names for name, names in unknown.items() if names},
+    }

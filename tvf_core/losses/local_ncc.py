@@ -18,7 +18,7 @@ from collections import deque
 
 import torch
 
-from ..checks import spatial_rank
+from ..checks import check_number, spatial_rank
 from ..fields import average_down, for_sums
 
 # Voxels of one batch of planes. A processor works in its cache; a GPU wants long vectors.
@@ -46,7 +46,8 @@ def lncc(a: torch.Tensor, b: torch.Tensor, window: int = 9, eps: float = 1e-5) -
         raise ValueError(f"a: expected one channel (batch, 1, *space), got shape {tuple(a.shape)}")
     if a.shape != b.shape:
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must have the same shape")
-    if window < 3 or window % 2 == 0:
+    check_number(window, "window", 3, whole=True)
+    if window % 2 == 0:
         raise ValueError(f"window: expected an odd size of at least 3, got {window}")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(dtype), b.to(dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..checks import check_field
+from ..checks import check_field, check_number
 from ..fields import at_least_float32
 
 
@@ -72,8 +72,7 @@ def lddmm_operator(
     field: torch.Tensor, alpha: float = 0.01, gamma: float = 0.01, beta: int = 2
 ) -> torch.Tensor:
     """Apply the operator L of :func:`lddmm_energy`, with its stencil and borders, to a field (B, D, *S)."""
-    if beta < 1:
-        raise ValueError(f"beta: expected a whole number >= 1, got {beta}")
+    check_number(beta, "beta", 1, whole=True)
     rank = check_field(field, "field")
     for _ in range(beta):
         field = gamma * field - alpha * _laplacian(field, rank)

@@ -12,6 +12,8 @@ from ..metrics.structural_similarity import window_axes
 
 def mse(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of two images of equal shape; ValueError if the shapes differ."""
+    spatial_rank(a, "a")
+    spatial_rank(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must have the same shape")
     return F.mse_loss(a, b)

@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..checks import check_one_pair, check_range
+from ..checks import check_one_pair, check_range, spatial_rank
 
 SCALES, ORIENTATIONS = 4, 4
 SHORTEST_WAVE = 6  # wavelength of the finest scale in pixels
@@ -46,6 +46,8 @@ def fsim(a: torch.Tensor, b: torch.Tensor) -> float:
     This is the standard FSIM of Zhang et al. (2011) without colour. The values that Chen et al. print in
     Table 1 (0.61 to 0.73) lie below what this definition gives for such images: another program made them.
     """
+    for image in (a, b):
+        spatial_rank(image, "fsim")
     if a.shape != b.shape or a.dim() != 4 or a.shape[1] != 1:
         raise ValueError(
             f"fsim: expected two 2D images (1, 1, H, W) of one shape, got {tuple(a.shape)}, {tuple(b.shape)}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
-from ..checks import check_one_pair, check_range
+from ..checks import check_one_pair, check_range, spatial_rank
 
 WINDOW = 11  # edge of the window in voxels: 3.5 standard deviations of 1.5 voxels on either side
 
@@ -38,7 +38,9 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     The settings are those of Wang et al. (2004): a Gaussian window of 11 voxels with sigma 1.5, and
     K = (0.01, 0.03). The mean leaves out the 5 voxels at each border, where the window does not fit.
     """
-    if a.shape != b.shape or a.dim() not in (4, 5) or a.shape[1] != 1:
+    for image in (a, b):
+        spatial_rank(image, "ssim")
+    if a.shape != b.shape or a.shape[1] != 1:
         raise ValueError(
             f"ssim: expected two images (1, 1, *space) of one shape, got {tuple(a.shape)}, {tuple(b.shape)}"
         )
