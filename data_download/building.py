@@ -97,10 +97,11 @@ class Building:
         """
         if (labels is not None) != (index < self.labelled):
             raise ValueError(f"image {index}: the first {self.labelled} images have labels, no others")
-        image = folder_checks.image_bytes([_within(image)])[0]
-        arrays = {prepared.IMAGES: image} | (
-            {} if labels is None else {prepared.LABELS: self._fitting(labels)}
-        )
+        try:
+            arrays = {prepared.IMAGES: folder_checks.image_bytes([_within(image)])[0]}
+            arrays |= {} if labels is None else {prepared.LABELS: self._fitting(labels)}
+        except ValueError as error:
+            raise ValueError(f"{self.names[index]}: {error}") from None
         for array in arrays.values():
             if array.shape != self.shape:
                 raise ValueError(f"{self.names[index]}: expected shape {self.shape}, got {array.shape}")

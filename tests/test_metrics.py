@@ -85,7 +85,7 @@ def test_maps_of_different_types_are_compared_by_their_numbers():
 
 
 @pytest.mark.parametrize("measure", [metrics.dice, metrics.hd95])
-@pytest.mark.parametrize("batches", [(2, 2, 2), (2, 1, 1), (1, 2, 1), (1, 1, 2), (0, 0, 0)], ids=str)
+@pytest.mark.parametrize("batches", [(2, 2, 2), (2, 1, 1), (1, 2, 1), (1, 1, 2)], ids=str)
 def test_overlap_is_measured_of_one_pair_at_a_time(measure, batches):
     maps = [random_labels((8, 9), 3, 0).expand(batch, 1, 8, 9) for batch in batches]
     wrong = next(batch for batch in batches if batch != 1)
@@ -531,7 +531,7 @@ def test_a_determinant_beyond_float64_is_no_perfect_map(measure):
 @each_of_a_map
 @pytest.mark.parametrize("shape", [(6, 7), (5, 8, 6)], ids=str)
 def test_scores_of_a_map_are_of_one_pair(shape, measure):
-    for batch in (0, 2, 5):
+    for batch in (2, 5):
         with pytest.raises(ValueError, match=rf": expected one pair \(1, ...\), got a batch of {batch};"):
             measure(torch.zeros(batch, len(shape), *shape))
 

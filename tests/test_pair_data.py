@@ -65,7 +65,7 @@ def takes_images(array) -> bool:
     if array.ndim not in (3, 4) or array.size == 0:
         return False
     if array.dtype == np.uint8:
-        return True
+        return array.max() != 1  # zeros and ones are meant as intensities
     return array.dtype.kind == "f" and all(0 <= float(v) <= 1 for v in array.ravel())  # NaN: no
 
 
@@ -117,7 +117,7 @@ def test_a_pair_may_stand_twice_in_training_only():
     images = np.zeros((2, 5, 6), np.uint8)
     assert len(PairData("x", "train", images, [(0, 1), (0, 1)])) == 2
     for split in ("val", "test"):
-        with pytest.raises(ValueError, match=r"x: pairs: \(0, 1\) stands there twice"):
+        with pytest.raises(ValueError, match=f"x: pairs: the pair 0->1 of {split} stands there twice"):
             PairData("x", split, images, [(0, 1), (1, 0), (0, 1)])
 
 

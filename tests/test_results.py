@@ -383,7 +383,7 @@ def test_a_label_that_is_missing_is_no_pair_that_could_not_be_scored(toy_data, t
     part = data.load("toy2d", "test")
     labels = part.labels.copy()
     labels[6][labels[6] == 2] = 0
-    monkeypatch.setattr(evaluate, "load", lambda *args: dataclasses.replace(part, labels=labels))
+    monkeypatch.setattr(evaluate, "load_pairs", lambda *args: dataclasses.replace(part, labels=labels))
     summary = evaluate.evaluate("identity", "toy2d", out=tmp_path, progress=False)
     assert "not_scored" not in summary and np.isnan(summary["summary"]["dice/inner"]["mean"])
     labels[6] = 0
@@ -411,7 +411,7 @@ def test_metrics_that_images_are_too_small_for_are_left_out(labelled, shape, tmp
     images = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(np.uint8)
     labels = {"labels": (images > 100).astype(np.uint8), "label_names": {1: "bright"}} if labelled else {}
     part = data.PairData("thin", "test", images, [(0, 1), (1, 0)], ["a", "b"], **labels)
-    monkeypatch.setattr(evaluate, "load", lambda *args: part)
+    monkeypatch.setattr(evaluate, "load_pairs", lambda *args: part)
     summary = evaluate.evaluate("identity", "demo_faces", out=tmp_path, progress=False)
     left, told = summary.get("left_out", {}), capsys.readouterr().err
     assert left.keys() - {"ssim"} == SMALL[shape] - {"ssim"} and left.keys() >= SMALL[shape]

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -578,6 +579,23 @@ def test_a_folder_in_which_another_process_begins_is_left_to_it(toy_data, tmp_pa
         card = run("tm", "toy2d", 1, tmp_path / "live", resume="beside")
     assert re.fullmatch(r"live-[0-9a-f]{8}", card["weights"].parent.name)
     assert not (tmp_path / "live" / "run.json").exists()
+
+
+def test_a_run_beside_another_is_found_when_the_other_is_gone(toy_data, tmp_path):
+    run("tm", "toy2d", 1, tmp_path / "live", resume="beside")
+    beside = run("tm", "toy2d", 1, tmp_path / "live", resume="beside", seed=1)["weights"]
+    shutil.rmtree(tmp_path / "live")
+    before = beside.stat().st_mtime_ns
+    again = run("tm", "toy2d", 1, tmp_path / "live", resume="beside", seed=1)["weights"]
+    assert again == beside and again.stat().st_mtime_ns == before and not (tmp_path / "live").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "7", '{"settings": 3}', "{", ""])
+def test_a_run_card_of_another_form_is_told_in_one_line(text, toy_data, tmp_path):
+    run("tm", "toy2d", 1, tmp_path)
+    (tmp_path / "weights.json").write_text(text)
+    with pytest.raises(ValueError, match="weights.json is damaged; .* --resume new"):
+        run("tm", "toy2d", 1, tmp_path)
 
 
 def test_an_unfinished_run_beside_another_continues(toy_data, tmp_path):

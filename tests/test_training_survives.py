@@ -454,12 +454,26 @@ def test_a_validation_that_is_not_finite_ends_the_training_which_can_go_on(toy_d
     assert scores[0][3] is not None and scores[1] == [*scores[0][:3], None, *scores[0][4:]]
 
 
-def test_a_last_validation_that_is_not_finite_leaves_a_run_that_is_not_finished(toy_data, tmp_path, breaking):
-    breaking(1)
+@pytest.mark.parametrize("steps, on_nonfinite", [(4, "stop"), (6, "skip")])
+def test_a_validation_without_a_score_is_left_out_where_weights_with_one_are_there(
+    steps, on_nonfinite, toy_data, tmp_path, breaking, capsys
+):
+    settings = dict(validations=steps // 2, validation_pairs=1)
+    whole = run("tm", "toy2d", steps, tmp_path / "whole", **settings)
+    breaking(1)  # the second validation: the last one of four steps
+    card = run("tm", "toy2d", steps, tmp_path / "cut", on_nonfinite=on_nonfinite, **settings)
+    assert "step 3: " in (said := capsys.readouterr().err) and "the best weights before it are kept" in said
+    scores = [[r.get("validation") for r in c["history"]] for c in (whole, card)]
+    assert scores[0][3] is not None and scores[1] == [*scores[0][:3], None, *scores[0][4:]]
+    assert card["validation"]["score"] == max(score for score in scores[1] if score is not None)
+
+
+def test_without_any_score_a_training_is_not_finished(toy_data, tmp_path, breaking):
+    breaking(0)
     with pytest.raises(FloatingPointError, match="step 3: the validation .* that was saved is as it was"):
-        run("tm", "toy2d", 4, tmp_path)
-    assert not (tmp_path / "weights.json").exists() and (tmp_path / "weights.safetensors").exists()
-    card = run("tm", "toy2d", 4, tmp_path)  # the steps since the last saved state are made again
+        run("tm", "toy2d", 4, tmp_path, validations=1)
+    assert not (tmp_path / "weights.json").exists()
+    card = run("tm", "toy2d", 4, tmp_path, validations=1)  # its steps are made again
     assert [r["step"] for r in card["history"]] == [0, 1, 2, 3] and card["validation"]["score"] > 0
 
 

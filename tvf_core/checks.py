@@ -65,14 +65,16 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, dim: int | None = None
 
 def check_range(image: torch.Tensor, name: str = "image") -> None:
     """Refuse an image with a finite value outside [0, 1], but for rounding (1e-4)."""
-    finite = image.detach()[image.isfinite()]
-    if not finite.numel():
-        return
-    low, high = (float(value) for value in torch.aminmax(finite))
+    image = image.detach()
+    low, high = (float(value) for value in torch.aminmax(image))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        finite = image.isfinite()
+        low = float(torch.where(finite, image, math.inf).min())
+        high = float(torch.where(finite, image, -math.inf).max())
     if low < -1e-4 or high > 1 + 1e-4:
         raise ValueError(
             f"{name}: intensities from {low:.6g} to {high:.6g}, expected [0, 1]; scale them, such as by "
-            "(x - x.min()) / (x.max() - x.min())"
+            "(x - x.min()) / (x.max() - x.min())" + " (this image is constant)" * (low == high)
         )
 
 

@@ -60,9 +60,10 @@ class Model:
         for name in ("displacement", "velocity"):
             field = getattr(result, name)
             if field is not None and not torch.isfinite(field).all():
+                cause = "; weights are not finite, or numbers are too large for half precision"
                 raise FloatingPointError(
-                    f"{self.title}: the {name} has NaN or infinite values; such come from weights that are "
-                    "not finite, or from numbers too large for half precision"
+                    f"{self.title}: the {name} has NaN or infinite values"
+                    + cause * (self.network is not None)
                 )
         return result
 

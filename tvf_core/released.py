@@ -75,11 +75,16 @@ def lddmm_energy(velocity: torch.Tensor, alpha: float, gamma: float) -> torch.Te
     """
     v = velocity.flatten(0, 1) / velocity.shape[1]
     rank = check_field(v, "velocity at one time")
-    if min(v.shape[2:]) < 3:
-        raise ValueError(
-            "lddmm_released: it leaves out the outermost voxels, so the velocity needs at least 3 voxels "
-            f"along each axis, got {tuple(v.shape[2:])}"
-        )
+    has_inner_voxels(v.shape[2:])
     inner = (..., *[slice(1, -1)] * rank)
     laplacian = sum(v.roll(side, axis) for axis in range(2, 2 + rank) for side in (1, -1)) - 2 * rank * v
     return (gamma * v - alpha * laplacian)[inner].pow(4).sum()
+
+
+def has_inner_voxels(shape) -> None:
+    """Refuse a size of velocities for which :func:`lddmm_energy` is not defined."""
+    if min(shape) < 3:
+        raise ValueError(
+            "lddmm_released: it leaves out the outermost voxels, so the velocity needs at least 3 voxels "
+            f"along each axis, got {tuple(shape)}"
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -32,8 +34,7 @@ def checked(
     label_names : label number -> structure, for every label that occurs; default "label 1" and so on.
     subjects : for each image, which person it shows; default another one each.
     axes : 3D: where the arrays' axes run.
-    known_labels : the labels that occur were checked before. Then the label maps are not read, for they may
-        be a large file.
+    known_labels : the data were checked before. Then the values are not read, for they may be large files.
 
     Returns
     -------
@@ -41,6 +42,10 @@ def checked(
     ``axes``.
     """
     images = image_bytes(images)
+    if not known_labels and images.size and images.max() == 1:
+        raise ValueError(
+            "images: uint8 without a value above 1, where 255 is intensity 1; multiply them by 255"
+        )
     labels = None if labels is None else label_maps(labels)
     shapes(images, labels)
     names = texts(range(len(images)) if names is None else names, len(images), "names")
@@ -64,13 +69,18 @@ def plain_name(name, where, how: str = "choose a plain one, such as my_scans") -
     if (
         not isinstance(name, str)
         or not name.strip()
-        or not name.isprintable()
+        or _controls(name)
         or name[0] == "."
         or set(name) & set('/\\:*?"<>|')
-        or len(name.encode()) > 200
+        or len(os.fsencode(name)) > 200
     ):
         raise ValueError(f"{where}: the data set's name {name!r} cannot name a folder of results; {how}")
     return name
+
+
+def _controls(text: str) -> bool:
+    """Whether a text has a line break or another character that controls a terminal."""
+    return any(unicodedata.category(character) == "Cc" for character in text)
 
 
 def texts(values, count: int, what: str) -> list[str]:
@@ -80,7 +90,7 @@ def texts(values, count: int, what: str) -> list[str]:
     )
     if not all(isinstance(v, (str, int, np.integer)) and str(v).strip() for v in values):
         raise ValueError(f"{what}: expected a list with a text or a number for each image")
-    if odd := [v for v in values if not str(v).isprintable()]:
+    if odd := [v for v in values if _controls(str(v))]:
         raise ValueError(f"{what}: {odd[0]!r} holds characters that cannot be printed, such as a line break")
     if len(values) != count:
         raise ValueError(f"{what}: expected one for each of the {count} images, got {len(values)}")
@@ -147,13 +157,15 @@ def named(present: Iterable[int], given: dict[int, str]) -> dict[int, str]:
     return given
 
 
-def occurring(labels: np.ndarray) -> tuple[int, ...]:
+def occurring(labels: np.ndarray, first: int = 0) -> tuple[int, ...]:
     """The labels that occur in label maps ``(m, *S)`` of integers, without background.
+
+    ``first`` is the number of the first of these maps, for messages.
 
     ValueError for a label below 0 or beyond int64. The memory and the time do not depend on the numbers.
     """
     found = set()
-    for number, one in enumerate(labels):
+    for number, one in enumerate(labels, first):
         flat = one.ravel(order="K")
         starts = np.append(True, flat[1:] != flat[:-1])  # most neighbours are alike: this leaves few to sort
         values = np.unique(flat[starts])
@@ -202,6 +214,8 @@ def _image_bytes(image: np.ndarray, number: int) -> np.ndarray:
             f"image {number}: {image.dtype} with intensities from {low:.4g} to {high:.4g}, expected float in "
             "[0, 1] (or uint8, where 255 is intensity 1); scale it, such as by "
             "x = x.astype(float); x = (x - x.min()) / (x.max() - x.min())"
+            + " (this image is constant)"
+            * (low == high)
         )
     # In float16 the product would be rounded: to an eighth above 128.
     precise = image.astype(np.result_type(image, np.float32), copy=False)
@@ -277,10 +291,10 @@ def _stack(arrays: list[np.ndarray], what: str) -> np.ndarray:
     return np.stack(arrays)
 
 
-def numbered_pairs(pairs: Iterable, images: int, labelled: int, once: bool = False) -> list[tuple[int, int]]:
+def numbered_pairs(pairs: Iterable, images: int, labelled: int) -> list[tuple[int, int]]:
     """(moving, fixed) image numbers, checked against how many images there are and how many have labels.
 
-    ``labelled`` is ``images`` where nothing has labels. ``once``: no pair may stand there twice.
+    ``labelled`` is ``images`` where nothing has labels.
     """
     try:
         pairs = [(operator.index(moving), operator.index(fixed)) for moving, fixed in pairs]
@@ -296,9 +310,18 @@ def numbered_pairs(pairs: Iterable, images: int, labelled: int, once: bool = Fal
             f"pairs: image {odd[0]} has no label map, only the first {labelled} have one; "
             "leave out the labels or these pairs"
         )
-    if once and len(set(pairs)) < len(pairs):
+    return pairs
+
+
+def once(pairs: list, split: str, where: str = "pairs") -> list:
+    """The pairs of a split, none of which may stand there twice, because it would count twice in every mean.
+
+    In training that may be meant.
+    """
+    if split != "train" and len(set(pairs)) < len(pairs):
+        one, two = Counter(pairs).most_common(1)[0][0]
         raise ValueError(
-            f"pairs: {Counter(pairs).most_common(1)[0][0]} stands there twice, and would count twice"
+            f"{where}: the pair {one}->{two} of {split} stands there twice; delete one of the two"
         )
     return pairs
 
@@ -308,7 +331,10 @@ def named_pairs(pairs: Mapping[str, Iterable], names: list[str]) -> dict[str, li
     if not isinstance(pairs, Mapping) or not pairs or set(pairs) - set(SPLITS):
         got = ", ".join(map(str, pairs)) if isinstance(pairs, Mapping) else type(pairs).__name__
         raise ValueError(f"pairs: expected lists for {', '.join(SPLITS)}, got {got or 'none'}")
-    return {split: [_named_pair(pair, names, split) for pair in listing] for split, listing in pairs.items()}
+    return {
+        split: once([_named_pair(pair, names, split) for pair in listing], split)
+        for split, listing in pairs.items()
+    }
 
 
 def _named_pair(pair, names: list[str], split: str) -> tuple[str, str]:

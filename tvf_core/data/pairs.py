@@ -24,7 +24,7 @@ from ..card import content
 from ..checks import one_of
 from ..paths import cache, data_root, must_be_writable, write_then_rename
 from . import demo_brains, demo_faces, prepared
-from .folder_checks import SPLITS, checked, numbered_pairs, plain_name
+from .folder_checks import SPLITS, checked, numbered_pairs, once, plain_name
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,21 @@ class PairData:
 
     def __post_init__(self):
         plain_name(self.name, "PairData")
+        names, subjects = (None if x is None else list(x) or None for x in (self.names, self.subjects))
         try:
             one_of(self.split, SPLITS, "split")
             parts = checked(
                 self.images,
-                self.names if len(self.names) else None,
+                names,
                 self.labels,
                 self.label_names,
-                self.subjects if len(self.subjects) else None,
+                subjects,
                 self.axes,
                 known_labels=bool(self.origin),
             )
             labelled = parts["images"] if parts["labels"] is None else parts["labels"]
             counts = len(parts["images"]), len(labelled)
-            parts["pairs"] = numbered_pairs(self.pairs, *counts, once=self.split != "train")
+            parts["pairs"] = once(numbered_pairs(self.pairs, *counts), self.split)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.name}: {error}") from None
         for key, value in parts.items():

@@ -303,7 +303,9 @@ def _read_pairs(listing: Path, names: list[str]) -> list[tuple[int, int]]:
     if not {"moving", "fixed"} <= set(reader.fieldnames or ()):
         raise ValueError(f"{listing.name} needs the columns moving and fixed, named in its first line")
     try:
-        return [(number[row["moving"]], number[row["fixed"]]) for row in reader]
+        pairs = [(row["moving"], row["fixed"]) for row in reader]
+        folder_checks.once(pairs, listing.stem.removeprefix("pairs_"), listing.name)
+        return [(number[moving], number[fixed]) for moving, fixed in pairs]
     except KeyError as error:
         known = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
         where = f"{listing.name}, line {reader.line_num}"

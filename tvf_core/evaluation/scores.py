@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from functools import partial
 
 import numpy as np
-import torch
 
 from .. import fields, metrics
 from ..data import PairData
+from ..metrics.feature_similarity import picture
+from ..metrics.folding import inner_voxels
+from ..metrics.structural_similarity import window_axes
 from ..model import Model
 
 # What is measured on every pair, where it is defined: dice and hd95 need labels, fsim is for 2D.
@@ -36,7 +37,6 @@ OF_THE_MAP = {
     "folding_inner_percent": partial(metrics.folding_percent, convention="inner"),
     "ndv_percent": metrics.ndv_percent,
 }
-ENOUGH = 11  # voxels along each axis that are enough for every metric: the window of SSIM is the largest
 
 
 def measurable(data: PairData, wanted=METRICS) -> list[str]:
@@ -46,21 +46,18 @@ def measurable(data: PairData, wanted=METRICS) -> list[str]:
     return [name for name in METRICS if name in wanted and name not in undefined]
 
 
-@functools.cache
 def too_small(shape: tuple[int, ...]) -> dict[str, str]:
-    """Why images ``(*S)`` are too small for a metric, by its name; each metric is asked with blank images."""
-    if min(shape) >= ENOUGH:
-        return {}
-    image, u = torch.zeros(1, 1, *shape), torch.zeros(1, len(shape), *shape)
-    asked = {name: partial(measure, image, image) for name, measure in ALIKE.items()}
-    asked |= {name: partial(measure, u) for name, measure in OF_THE_MAP.items()}
+    """Why images ``(*S)`` are too small for a metric, by its name."""
+    asked = {"ssim": window_axes, "sdlogj": inner_voxels}
+    asked |= {"sdlogj_textbook": inner_voxels, "folding_inner_percent": inner_voxels}
+    asked |= {"fsim": picture} if len(shape) == 2 else {}
     reasons = {}
-    for name in asked if len(shape) == 2 else asked.keys() - {"fsim"}:
+    for name in [name for name in METRICS if name in asked]:
         try:
-            asked[name]()
+            asked[name](shape)
         except ValueError as error:
             reasons[name] = str(error)
-    return {name: reasons[name] for name in METRICS if name in reasons}
+    return reasons
 
 
 def columns(data: PairData) -> list[str]:

@@ -53,10 +53,7 @@ def fsim(a: torch.Tensor, b: torch.Tensor) -> float:
             f"fsim: expected two 2D images (1, 1, H, W) of one shape, got {tuple(a.shape)}, {tuple(b.shape)}"
         )
     check_one_pair(a, "fsim")
-    if a.numel() < 2:
-        raise ValueError(
-            "fsim: needs at least 2 pixels, because a single one has neither waves nor a gradient"
-        )
+    picture(a.shape[2:])
     for image in (a, b):
         check_range(image, "fsim")
     pair = 255 * torch.cat([a, b]).double()
@@ -69,6 +66,14 @@ def fsim(a: torch.Tensor, b: torch.Tensor) -> float:
     alike = _ratio(congruency, T1) * _ratio(gradient, T2)
     weight = congruency.max(0).values
     return float((alike * weight).sum() / weight.sum())
+
+
+def picture(shape) -> None:
+    """Refuse a size of images for which FSIM is not defined."""
+    if math.prod(shape) < 2:
+        raise ValueError(
+            "fsim: needs at least 2 pixels, because a single one has neither waves nor a gradient"
+        )
 
 
 def phase_congruency(images: torch.Tensor) -> torch.Tensor:

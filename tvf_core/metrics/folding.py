@@ -134,9 +134,13 @@ def _one_map(displacement: torch.Tensor, name: str) -> torch.Tensor:
 
 def _inner_determinant(u: torch.Tensor) -> torch.Tensor:
     """Determinant of the voxels that Learn2Reg looks at, ``(B, *(S - 4))``; ValueError if none is left."""
-    shape = tuple(u.shape[2:])
+    inner_voxels(u.shape[2:])
+    return jacobian_determinant(u)[(slice(None), *[slice(MARGIN, -MARGIN)] * (u.dim() - 2))]
+
+
+def inner_voxels(shape) -> None:
+    """Refuse a size of grids of which Learn2Reg's margin leaves nothing."""
     if min(shape) <= 2 * MARGIN:
         raise ValueError(
-            f"Learn2Reg's margin of {MARGIN} voxels on each side leaves nothing of a grid of {shape}"
+            f"Learn2Reg's margin of {MARGIN} voxels on each side leaves nothing of a grid of {tuple(shape)}"
         )
-    return jacobian_determinant(u)[(slice(None), *[slice(MARGIN, -MARGIN)] * len(shape))]

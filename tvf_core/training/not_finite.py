@@ -50,18 +50,13 @@ class NotFiniteSteps:
         )
 
 
-def at_validation(step: int, pairs: list[str], saved: bool) -> str:
-    """One line about a validation after a step that ends the training, because a field was not finite.
+def at_validation(step: int, pairs: list[str], what: str) -> str:
+    """One line about a validation after a step that gave a field that is not finite.
 
-    ``pairs`` are the names of the pairs that went through the network at once; ``saved`` tells whether the
-    state after the step was saved.
+    ``pairs`` are the names of the pairs that went through the network at once; ``what`` follows from it.
     """
-    state = "the state after it is saved" if saved else "the last state that was saved is as it was"
-    return (
-        f"step {step}: the validation after it gave a displacement that is not finite for {_some(pairs)}; "
-        f"{state}. "
-        "Look at these pairs; --resume new starts again, with a lower learning rate"
-    )
+    about = f"step {step}: the validation after it gave a displacement that is not finite"
+    return f"{about} for {_some(pairs)}; {what}"
 
 
 def _some(pairs: list[str]) -> str:

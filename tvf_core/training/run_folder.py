@@ -74,26 +74,25 @@ class RunFolder:
         if self.state.exists() or self.previous.exists() or read_history(self.path):
             sources += [(self.begun, "recipe")] * self.begun.exists()
         for file, key in sources:
-            with contextlib.suppress(json.JSONDecodeError):  # the machine stopped while the file was written
-                return json.loads(file.read_text("utf-8"))[key]
+            if isinstance(recipe := _json(file).get(key), dict):
+                return recipe
         return None
 
     def beside(self) -> RunFolder:
         """This folder or, where it is taken by other settings, one beside it for these settings.
 
         It is taken where it holds a run with other settings, and where another process begins one. The name
-        of the folder beside it ends with a hash of the settings. So the same settings always find the same
-        folder, and the runs of any number of settings lie side by side.
+        of the folder beside it ends with a hash of the settings. So the same settings find their run again,
+        and the runs of any number of settings lie side by side.
         """
-        held = self.held()
-        if held is None:
-            taken = self.path.exists() and lock.is_held(self.path) is True
-        else:
-            taken = bool(differences(held, self.recipe))
-        if not taken:
-            return self
         digest = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
-        return RunFolder(self.path.with_name(f"{self.path.name}-{digest[:HASH]}"), self.recipe, self.writes)
+        other = RunFolder(self.path.with_name(f"{self.path.name}-{digest[:HASH]}"), self.recipe, self.writes)
+        held = self.held()
+        if held is None and self.path.exists() and lock.is_held(self.path) is True:
+            held = _json(self.begun).get("recipe", {})  # of the run that just begins
+        if held is None:  # the plain folder is free, but it may not have been when this run was made
+            return self if other.held() is None else other
+        return other if differences(held, self.recipe) else self
 
     def put_aside(self) -> Path | None:
         """Move the files of an earlier run into the first free folder of ``<name>.1``, ``<name>.2``, ...
@@ -123,14 +122,13 @@ class RunFolder:
         """The card of a finished run with its history, or None."""
         if not self.card.exists():
             return None
-        try:
-            card = json.loads(self.card.read_text("utf-8"))
-        except json.JSONDecodeError:
+        card = _json(self.card)
+        if not isinstance(card.get("settings"), dict):
             if self.state.exists() or self.previous.exists():
                 return None  # the machine stopped while the card was written
             raise ValueError(
                 f"{self.card} is damaged; start again with --resume new, which puts this run aside"
-            ) from None
+            )
         self._same_recipe(card["settings"])
         return card | {"history": read_history(self.path), "weights": self.weights}
 
@@ -254,6 +252,14 @@ def differences(found: dict, wanted: dict) -> list[str]:
         else:
             told.append(f"{key}: {one} there, {two} here")
     return told
+
+
+def _json(file: Path) -> dict:
+    """What a file of JSON holds; nothing where it is damaged, as one that was cut off."""
+    with contextlib.suppress(ValueError, OSError):
+        if isinstance(content := json.loads(file.read_text("utf-8")), dict):
+            return content
+    return {}
 
 
 def _read(file: Path) -> dict:

@@ -21,11 +21,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from .. import released
 from ..card import code_hash
 from ..checks import one_of
 from ..data import PairData, load, without_pairs
 from ..losses.objectives import LABEL_TERMS
 from ..methods import METHODS, NetworkConfig
+from ..metrics.structural_similarity import window_axes
 from ..model import Model, check_losses
 from ..networks.swin import recompute_activations
 from ..paths import runs
@@ -108,7 +110,8 @@ def train(
             for step in bar:
                 record, done = trainer.step(step), step + 1
                 if trainer.validation_is_due(done):
-                    record["validation"] = trainer.validate(record)
+                    score = trainer.validate(record)
+                    record |= {} if score is None else {"validation": score}
                 trainer.tell(record)
                 if done < steps and (trainer.stopping or trainer.minutes_since_save() > save_minutes):
                     saved = trainer.save(done, last=trainer.stopping)
@@ -172,6 +175,10 @@ def check_recipe(method: str, profile: Profile, data: PairData) -> None:
     terms = profile.losses.get(method, {})
     if not data.label_numbers and (unusable := sorted(set(terms) & set(LABEL_TERMS))):
         raise ValueError(f"losses: {profile.data} has no labels for {', '.join(unusable)}")
+    if "ssim" in terms:
+        window_axes(data.shape)
+    if "lddmm_released" in terms:  # of the velocities, which lie on the half grid
+        released.has_inner_voxels([-(-size // 2) for size in data.shape])
     if profile.flip and data.dim == 3:
         raise ValueError(
             "flip: mirrors 2D images only; in a mirrored brain left and right labels would have changed sides"

@@ -18,7 +18,6 @@ from ..card import peak_mb, reset_peak, run_card
 from ..data import PairData, batches
 from ..data.loading import default_workers
 from ..methods import METHODS, NetworkConfig
-from ..metrics.structural_similarity import window_axes
 from ..model import Model, objective
 from ..networks.swin import recompute_activations
 from . import memory, validation
@@ -68,8 +67,6 @@ class Trainer:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.directions = METHODS[self.method].objective.directions
         self.metric = "dice" if self.held_out.label_numbers else "ssim"
-        if "ssim" in self.profile.losses.get(self.method, ()):
-            window_axes(self.data.shape)
         self.recomputes = False  # not known before the network is made
         # A saved state holds these four beside the objective and the optimiser.
         self.begin, self.best, self.best_weights, self.spent = 0, -math.inf, None, 0.0
@@ -186,10 +183,12 @@ class Trainer:
         """Whether the weights are scored after so many steps."""
         return done % max(1, self.steps // self.profile.validations) == 0 or done == self.steps
 
-    def validate(self, record: dict) -> float:
+    def validate(self, record: dict) -> float | None:
         """The validation score of the weights after a step, whose record is given; the best weights are kept.
 
-        FloatingPointError where a displacement is not finite: the training must end.
+        Where a displacement is not finite, there is no score. FloatingPointError where the training must end
+        then: it does not, if there are weights with a score and either it is to skip what is not finite, or
+        this was its last step.
         """
         try:
             with self.accelerator.autocast():
@@ -197,11 +196,19 @@ class Trainer:
                     self.network, self.config, self.held_out, self.scored, self.accelerator, self.share
                 )
         except validation.NotFinitePairs as error:
-            self.tell(record)  # the state must not be ahead of the history
             done = record["step"] + 1
+            if self.best_weights is not None and (self.on_nonfinite == "skip" or done == self.steps):
+                what = "it has no score, and the best weights before it are kept"
+                self.run.say(at_validation(record["step"], error.pairs, what))
+                return None
+            self.tell(record)  # the state must not be ahead of the history
             # After the last step nothing is left to do: its state would count as that of a finished run.
             saved = done < self.steps and self.save(done, last=True)
-            raise FloatingPointError(at_validation(record["step"], error.pairs, saved)) from None
+            state = "the state after it is saved" if saved else "the last state that was saved is as it was"
+            remedy = "Look at these pairs; --resume new starts again, with a lower learning rate"
+            raise FloatingPointError(
+                at_validation(record["step"], error.pairs, f"{state}. {remedy}")
+            ) from None
         # A validation takes long enough for a signal to arrive.
         self.stopping = self.stopping or self.accelerator.reduce(self._interrupted()).item() > 0
         # The best score is NaN in states of an earlier version, which took pairs without a score.

@@ -12,6 +12,7 @@ from .. import fields, losses, metrics
 from ..data import PairData
 from ..data.folder_checks import occurring
 from ..methods import NetworkConfig
+from ..metrics.structural_similarity import window_axes
 from ..model import Model
 
 
@@ -35,14 +36,13 @@ def scorable(data: PairData, limit: int) -> list[int]:
     """
     chosen = data.spread(limit)
     if not data.label_names:
-        image = torch.zeros(1, 1, *data.shape)
         try:
-            losses.ssim(image, image)
+            window_axes(data.shape)
         except ValueError as error:
             raise ValueError(f"{data.name}: without labels, SSIM chooses the best weights; {error}") from None
         return chosen
     present = functools.cache(
-        lambda image: {*occurring(data.labels[image : image + 1])} & {*data.label_names}
+        lambda image: {*occurring(data.labels[image : image + 1], image)} & {*data.label_names}
     )
     found = [k for k in chosen if present(data.pairs[k][0]) & present(data.pairs[k][1])]
     if not found:
