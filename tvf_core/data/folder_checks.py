@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -72,7 +71,7 @@ def plain_name(name, where, how: str = "choose a plain one, such as my_scans") -
         or _controls(name)
         or name[0] == "."
         or set(name) & set('/\\:*?"<>|')
-        or len(os.fsencode(name)) > 200
+        or len(name.encode("utf-8", "surrogateescape")) > 200
     ):
         raise ValueError(f"{where}: the data set's name {name!r} cannot name a folder of results; {how}")
     return name
