@@ -105,8 +105,7 @@ def register(
     Returns
     -------
     registration : Registration, its velocity on the grid of the last scale.
-    history : list of {"pair", "scale", "mse", "energy"} per evaluation, line searches included, pair after
-        pair; ``pair`` is the number in the batch, and the energy is weighted.
+    history : list of {"pair", "scale", "mse", "energy"} per evaluation; the energy is weighted.
 
     Raises
     ------
