@@ -68,7 +68,7 @@ def train(
         there into a folder with a number and starts afresh.
     on_nonfinite : what to do where a loss or a gradient is not finite. ``stop`` saves the state before that
         step and raises an error with step, pairs and values. ``skip`` goes on without the step, unless very
-        many follow each other (:mod:`tvf_core.training.not_finite`), or without such a validation.
+        many follow each other (:mod:`tvf_core.training.not_finite`), and without scores that are not finite.
     save_minutes : how often the state is saved. It is also saved when SIGTERM or SIGINT (Ctrl-C) ends the
         run.
     workers : processes that load batches ahead; default up to 4 beside a GPU, else 0. They do not change the
