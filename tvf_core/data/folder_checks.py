@@ -22,6 +22,8 @@ def checked(
     subjects=None,
     axes: str = "RAS",
     known_labels: bool = False,
+    landmarks=None,
+    landmark_scale: Iterable[int] = (),
 ) -> dict:
     """Check what a data set is to hold, and give it in the form in which it is kept.
 
@@ -34,11 +36,12 @@ def checked(
     subjects : for each image, which person it shows; default another one each.
     axes : 3D: where the arrays' axes run.
     known_labels : the data were checked before. Then the values are not read, for they may be large files.
+    landmarks, landmark_scale : as :func:`landmark_points` takes them; None for no landmarks.
 
     Returns
     -------
     ``images`` (n, *S) uint8, ``labels`` (m, *S) integers or None, ``names``, ``label_names``, ``subjects``,
-    ``axes``.
+    ``axes``, ``landmarks`` (m, K, D) float32 or None, ``landmark_scale``, a tuple.
     """
     images = image_bytes(images)
     if not known_labels and images.size and images.max() == 1:
@@ -60,6 +63,7 @@ def checked(
         "label_names": given,
         "subjects": texts(names if subjects is None else subjects, len(images), "subjects"),
         "axes": check_axes(axes),
+        **landmark_points(landmarks, landmark_scale, images.shape),
     }
 
 
@@ -171,6 +175,51 @@ def occurring(labels: np.ndarray, first: int = 0) -> tuple[int, ...]:
         _check_labels(values[0], values[-1], number)
         found |= set(values.tolist())
     return tuple(sorted(found - {0}))
+
+
+def landmark_points(landmarks, scale: Iterable[int], shape: tuple[int, ...]) -> dict:
+    """Check the landmarks of images ``(n, *S)``, and give them in the form in which they are kept.
+
+    Parameters
+    ----------
+    landmarks : (m, K, D) numbers, or an array ``(K, D)`` for each of the first m images: K points in voxels
+        along the axes of the images, each inside its image. None for none.
+    scale : the numbers of two landmarks whose distance is the unit of errors in per cent; empty for none.
+    """
+    count, size = shape[0], np.array(shape[1:])
+    scale = tuple(scale) if isinstance(scale, Iterable) and not isinstance(scale, str) else (scale,)
+    if landmarks is None:
+        if scale:
+            raise ValueError("landmark_scale: without landmarks it has no effect")
+        return {"landmarks": None, "landmark_scale": ()}
+    given = _arrays(landmarks, "landmarks")
+    if not isinstance(given, np.ndarray):
+        given = _stack([_array(one, f"landmarks of image {k}") for k, one in enumerate(given)], "landmarks")
+    if given.ndim != 3 or given.shape[2] != len(size) or not 0 < len(given) <= count or not given.shape[1]:
+        raise ValueError(
+            f"landmarks: expected (images, points, {len(size)}) numbers, of all {count} images or of the "
+            f"first ones, got {given.shape}"
+        )
+    if given.dtype.kind not in "iuf" or not np.isfinite(given).all():
+        raise ValueError(f"landmarks: expected finite numbers, got {given.dtype} with others among them")
+    points = given.astype(np.float32)
+    if (outside := ((points < -0.5) | (points > size - 0.5)).any(2)).any():
+        image, number = np.argwhere(outside)[0].tolist()
+        raise ValueError(
+            f"landmarks: point {number} of image {image}, {points[image, number].tolist()}, lies outside the "
+            f"image of {' x '.join(map(str, size))}; give voxels along the image's axes (of a picture: row, "
+            "then column)"
+        )
+    if scale:
+        whole = all(isinstance(k, (int, np.integer)) and 0 <= k < given.shape[1] for k in scale)
+        if len(scale) != 2 or not whole or scale[0] == scale[1]:
+            raise ValueError(
+                f"landmark_scale: expected two different numbers from 0 to {given.shape[1] - 1}, got "
+                f"{list(scale)}"
+            )
+        if not np.linalg.norm(points[:, scale[0]] - points[:, scale[1]], axis=1).all():
+            raise ValueError("landmark_scale: in an image these two landmarks are at the same place")
+    return {"landmarks": points, "landmark_scale": tuple(int(k) for k in scale)}
 
 
 def check_axes(given) -> str:

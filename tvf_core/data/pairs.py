@@ -12,7 +12,7 @@ import io
 import itertools
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -46,6 +46,10 @@ class PairData:
     axes : 3D: where the array's axes run: R or L, A or P, S or I, as in nibabel.
     origin : hash of the files of a data set that lies in a folder; see :meth:`fingerprint`. The values of
         such label maps were checked when the folder was read, and are not read again.
+    landmarks : None, or (m, K, D) points of the first m images, in voxels along the axes of the images. The
+        k-th point of every image is the same place of the face or of the anatomy.
+    landmark_scale : the numbers of two landmarks whose distance in the fixed image is the unit of errors in
+        per cent; empty for none.
 
     Raises
     ------
@@ -62,6 +66,8 @@ class PairData:
     subjects: list[str] = field(default_factory=list)
     axes: str = "RAS"
     origin: str = ""
+    landmarks: np.ndarray | None = None
+    landmark_scale: tuple[int, ...] = ()
 
     def __post_init__(self):
         plain_name(self.name, "PairData")
@@ -76,10 +82,11 @@ class PairData:
                 subjects,
                 self.axes,
                 known_labels=bool(self.origin),
+                landmarks=self.landmarks,
+                landmark_scale=self.landmark_scale,
             )
-            labelled = parts["images"] if parts["labels"] is None else parts["labels"]
-            counts = len(parts["images"]), len(labelled)
-            parts["pairs"] = once(numbered_pairs(self.pairs, *counts), self.split)
+            counts = [len(parts[key]) for key in ("images", "labels", "landmarks") if parts[key] is not None]
+            parts["pairs"] = once(numbered_pairs(self.pairs, counts[0], min(counts)), self.split)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.name}: {error}") from None
         for key, value in parts.items():
@@ -103,8 +110,9 @@ class PairData:
         if self.origin:
             return self.origin
         digest = hashlib.sha256(np.ascontiguousarray(self.images))
-        if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels))
+        for more in (self.labels, self.landmarks):
+            if more is not None:
+                digest.update(np.ascontiguousarray(more))
         return digest.hexdigest()[:16]
 
     @property
@@ -195,7 +203,9 @@ def load(name: str | Path, split: str, size: int | None = None, progress: bool =
     name : a name in ``DATASETS``, or the path of a folder as :mod:`tvf_core.data.prepared` describes it.
         Where it is both, the name counts; ``./name`` is then the folder.
     split : ``train``, ``val`` or ``test``; in the data sets of ``DATASETS`` no person is in two of them.
-    size : edge in pixels, for data sets that come in several sizes.
+    size : edge in pixels. Square 2D images are made smaller by averaging, to a whole fraction of their edge;
+        ``demo_faces`` is drawn in any size. By default it is the data set's own: 128 for ``demo_faces`` and
+        ``london``.
     progress : show a bar while embedded data are generated (the first time only).
 
     Raises
@@ -208,7 +218,7 @@ def load(name: str | Path, split: str, size: int | None = None, progress: bool =
     if str(name) in DATASETS:
         return DATASETS[str(name)](split, size, progress)
     folder = _folder(name)
-    return _in_one_size(PairData(_own_name(folder), split, **prepared.read(folder, split)), size)
+    return in_size(PairData(_own_name(folder), split, **prepared.read(folder, split)), size)
 
 
 def load_pairs(name: str | Path, split: str, size: int | None = None, progress: bool = False) -> PairData:
@@ -274,11 +284,25 @@ def _folder(name: str | Path) -> Path:
     return folder
 
 
-def _in_one_size(data: PairData, size: int | None) -> PairData:
-    """The data; ValueError where another size is asked for."""
-    if size not in (None, *data.shape):
-        raise ValueError(f"{data.name}: comes in one size, {data.shape}; got size={size}")
-    return data
+def in_size(data: PairData, size: int | None) -> PairData:
+    """The data with square 2D images averaged down to an edge of ``size`` pixels, and landmarks with them.
+
+    ``None`` changes nothing. ValueError where the size is no whole fraction of the edge.
+    """
+    if size in (None, *data.shape):
+        return data
+    square = data.dim == 2 and data.shape[0] == data.shape[1]
+    if not square or size < 1 or data.shape[0] % size:
+        how = f", or a whole fraction of it, such as {data.shape[0] // 2}" * square
+        raise ValueError(f"{data.name}: comes in one size, {data.shape}{how}; got size={size}")
+    width = data.shape[0] // size
+    blocks = data.images.reshape(-1, size, width, size, width)
+    small = {"images": np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)}
+    if data.labels is not None:  # the label of a pixel is that of its middle
+        small["labels"] = np.ascontiguousarray(data.labels[:, width // 2 :: width, width // 2 :: width])
+    if data.landmarks is not None:
+        small["landmarks"] = (data.landmarks + 0.5) / width - 0.5
+    return replace(data, **small)
 
 
 def _demo_faces(split: str, size: int | None, progress: bool) -> PairData:
@@ -333,8 +357,11 @@ def _cached(name: str, modules: list, make) -> dict[str, np.ndarray]:
         return {key: stored[key] for key in stored.files}
 
 
-def _prepared(name: str, command: str):
-    """Make a loader of a data set that ``python -m data_download COMMAND`` prepares in the data root."""
+def _prepared(name: str, command: str, listing: str = "pairs", own_size: int | None = None):
+    """Make a loader of a data set that ``python -m data_download COMMAND`` prepares in the data root.
+
+    ``listing`` names its lists of pairs, ``own_size`` the size that it has unless another one is asked for.
+    """
 
     def load(split: str, size: int | None, progress: bool) -> PairData:
         place = data_root() / PREPARED[name]
@@ -342,7 +369,7 @@ def _prepared(name: str, command: str):
             raise FileNotFoundError(
                 f"{name} is not in {place}; get it with: python -m data_download {command}"
             )
-        return _in_one_size(PairData(name, split, **prepared.read(place, split)), size)
+        return in_size(PairData(name, split, **prepared.read(place, split, listing)), size or own_size)
 
     return load
 
@@ -352,6 +379,8 @@ PREPARED = {
     "anatomies": "anatomies/2.5mm",
     "anatomies_2mm": "anatomies/2mm",
     "anatomies_1mm": "anatomies/1mm",
+    "london": "london",
+    "london_people": "london",
     "rafd": "rafd",
     "oasis": "oasis",
 }
@@ -362,6 +391,8 @@ DATASETS = {
     "anatomies": _prepared("anatomies", "anatomies"),
     "anatomies_2mm": _prepared("anatomies_2mm", "anatomies --spacing 2"),
     "anatomies_1mm": _prepared("anatomies_1mm", "anatomies --spacing 1"),
+    "london": _prepared("london", "london", own_size=128),
+    "london_people": _prepared("london_people", "london", "people", own_size=128),
     "rafd": _prepared("rafd", "rafd --help"),
     "oasis": _prepared("oasis", "oasis --help"),
 }

@@ -4,6 +4,7 @@
 |---|---|
 | ``images.npy`` | (n, *S) uint8, 2D or 3D, 255 is intensity 1 |
 | ``labels.npy`` | (m, *S) of any integer type, label maps of the first m images, 0 is background; optional |
+| ``landmarks.npy`` | (m, K, D) float, K points of each of the first m images, in voxels; optional |
 | ``pairs_train.csv`` | a line ``moving,fixed``, then two names of images per line |
 | ``pairs_val.csv``, ``pairs_test.csv`` | likewise |
 | ``dataset.json`` | a JSON object; ``{}`` is enough |
@@ -16,6 +17,7 @@ Every key of ``dataset.json`` is optional:
 | ``names`` | a name for each image | 0, 1, 2, ... |
 | ``subjects`` | for each image, which person it shows | each image shows another person |
 | ``label_names`` | label number -> structure, without background | the labels that occur, "label 1", ... |
+| ``landmark_scale`` | the numbers of two landmarks whose distance is the unit of errors in per cent | no such errors |
 | ``axes`` | 3D: where the array's axes run: R or L, A or P, S or I | RAS |
 | ``spacing_mm`` | the size of a voxel; every computation here is in voxels | unknown |
 | ``sha256`` | file name -> hash, as :func:`write` stores them | computed whenever the data are loaded |
@@ -42,13 +44,13 @@ import numpy as np
 from ..paths import for_files, sha256, write_json
 from . import folder_checks
 
-ABOUT, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
+ABOUT, IMAGES, LABELS, LANDMARKS = "dataset.json", "images.npy", "labels.npy", "landmarks.npy"
 HELP = "book/your_data.md says how to write a data set"
 
 
-def pairs_file(split: str) -> str:
-    """Name of the list of pairs of a split."""
-    return f"pairs_{split}.csv"
+def pairs_file(split: str, listing: str = "pairs") -> str:
+    """Name of the list of pairs of a split. ``listing`` tells several lists of one split apart."""
+    return f"{listing}_{split}.csv"
 
 
 def about(folder: Path) -> dict | None:
@@ -84,13 +86,17 @@ def damaged(folder: Path) -> list[str]:
     ]
 
 
-def read(folder: Path, split: str) -> dict:
+def read(folder: Path, split: str, listing: str = "pairs") -> dict:
     """Read one split of the data set in a folder.
+
+    Parameters
+    ----------
+    listing : begin of the names of the lists of pairs, where a folder has several lists of each split.
 
     Returns
     -------
     The arguments of :class:`tvf_core.data.PairData` after its name and split. Labels are there if both images
-    of every pair of the split have them.
+    of every pair of the split have them, and so are landmarks.
 
     Raises
     ------
@@ -105,15 +111,16 @@ def read(folder: Path, split: str) -> dict:
     lacking = [name for name in (IMAGES, ABOUT) if not (folder / name).is_file()]
     if lacking:
         raise FileNotFoundError(f"{folder} is no data set, it has no {' and no '.join(lacking)}; {HELP}")
-    listings = {f.stem.removeprefix("pairs_"): f for f in sorted(folder.glob("pairs_*.csv"))}
+    listings = {f.stem.removeprefix(f"{listing}_"): f for f in sorted(folder.glob(pairs_file("*", listing)))}
     if split not in listings:
         raise FileNotFoundError(
-            f"{folder}: no pairs for the split {split!r}; it needs a file {pairs_file(split)}, "
+            f"{folder}: no pairs for the split {split!r}; it needs a file {pairs_file(split, listing)}, "
             f"here are pairs for: {', '.join(listings) or 'no split'}"
         )
     try:
         images = _opened(folder / IMAGES)
         labels = _opened(folder / LABELS) if (folder / LABELS).is_file() else None
+        landmarks = _opened(folder / LANDMARKS) if (folder / LANDMARKS).is_file() else None
         folder_checks.stored(images, labels)
         hashes = _hashes(folder, known, listings.values())
         names = folder_checks.texts(known.get("names", range(len(images))), len(images), "names")
@@ -122,7 +129,7 @@ def read(folder: Path, split: str) -> dict:
         if labels is not None and not (label_names and "sha256" in known):  # else they were checked already
             label_names = folder_checks.named(_values(folder / LABELS, _stamp(folder / LABELS)), label_names)
         axes = folder_checks.check_axes(known.get("axes", "RAS"))
-        pairs = {part: _read_pairs(listing, names) for part, listing in listings.items()}
+        pairs = {part: _read_pairs(file, part, names) for part, file in listings.items()}
     except (ValueError, TypeError, OSError) as error:
         again = (
             f"; prepare it again: python -m data_download {known['command']}" if "command" in known else ""
@@ -134,6 +141,8 @@ def read(folder: Path, split: str) -> dict:
     content["origin"] = _fingerprint(hashes)
     if labels is not None and all(max(pair) < len(labels) for pair in pairs[split]):
         content |= {"labels": labels, "label_names": label_names}
+    if landmarks is not None and all(max(pair) < len(landmarks) for pair in pairs[split]):
+        content |= {"landmarks": landmarks, "landmark_scale": known.get("landmark_scale", ())}
     return content
 
 
@@ -146,6 +155,8 @@ def write(
     labels: Iterable | None = None,
     label_names: Mapping[int, str] | None = None,
     subjects: Iterable | None = None,
+    landmarks: Iterable | None = None,
+    landmark_scale: Iterable[int] = (),
     spacing: float | tuple[float, ...] | None = None,
     axes: str = "RAS",
     name: str = "",
@@ -162,6 +173,9 @@ def write(
         the smallest unsigned type that holds them.
     label_names : label number -> structure, for every label that occurs; default "label 1" and so on.
     subjects : for each image, which person it shows; default another one each.
+    landmarks : points of all images or of the first ones, an array ``(K, D)`` for each, in voxels along the
+        axes of the images; the same K points in the same order.
+    landmark_scale : the numbers of two landmarks; errors are also given in per cent of their distance.
     spacing : size of a voxel in mm, one number or one for each axis; a remark only.
     axes : 3D: where the array's axes run, as nibabel's ``aff2axcodes`` tells.
     name : the name of the data set; default the folder's.
@@ -179,7 +193,9 @@ def write(
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; choose another folder, or delete it first")
     folder_checks.plain_name(name or folder.name, folder)
-    checked = folder_checks.checked(images, names, labels, label_names, subjects, axes)
+    checked = folder_checks.checked(
+        images, names, labels, label_names, subjects, axes, landmarks=landmarks, landmark_scale=landmark_scale
+    )
     arrays = {IMAGES: checked["images"]}
     known = ({"name": name} if name else {}) | {"names": checked["names"], "axes": checked["axes"]}
     if subjects is not None:
@@ -188,6 +204,9 @@ def write(
         numbers = checked["labels"]
         arrays[LABELS] = numbers.astype(np.min_scalar_type(numbers.max()), copy=False)
         known["label_names"] = {str(number): text for number, text in checked["label_names"].items()}
+    if landmarks is not None:
+        arrays[LANDMARKS] = checked["landmarks"]
+        known |= {"landmark_scale": list(checked["landmark_scale"])} if landmark_scale else {}
     if spacing is not None:
         known["spacing_mm"] = np.asarray(spacing, float).tolist()
     pairs = folder_checks.named_pairs(pairs, known["names"])
@@ -213,11 +232,7 @@ def complete(folder: Path, pairs: Mapping[str, Iterable[tuple[str, str]]], known
     known : what ``dataset.json`` is to say; ``names`` among it.
     leave_out : names of files that are not part of the data set.
     """
-    for split, listing in pairs.items():
-        if unknown := {name for pair in listing for name in pair} - set(known["names"]):
-            raise ValueError(f"the pairs of {split} name unknown images: {', '.join(sorted(unknown)[:5])}")
-        with open(folder / pairs_file(split), "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("moving", "fixed"), *listing])
+    write_pairs(folder, pairs, known["names"])
     files = sorted(
         f
         for f in folder.rglob("*")
@@ -225,6 +240,17 @@ def complete(folder: Path, pairs: Mapping[str, Iterable[tuple[str, str]]], known
     )
     hashes = {f.relative_to(folder).as_posix(): sha256(f) for f in files}
     write_json(folder / ABOUT, known | {"sha256": hashes})
+
+
+def write_pairs(
+    folder: Path, pairs: Mapping[str, Iterable[tuple[str, str]]], names: Iterable[str], listing: str = "pairs"
+) -> None:
+    """Write a list of ordered (moving, fixed) names for each split; ValueError for a name not in ``names``."""
+    for split, of_split in pairs.items():
+        if unknown := {name for pair in of_split for name in pair} - set(names):
+            raise ValueError(f"the pairs of {split} name unknown images: {', '.join(sorted(unknown)[:5])}")
+        with open(folder / pairs_file(split, listing), "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("moving", "fixed"), *of_split])
 
 
 def _opened(file: Path) -> np.ndarray:
@@ -254,14 +280,16 @@ def _hashes(folder: Path, known: dict, listings: Iterable[Path]) -> dict[str, st
 
     ValueError where a list of pairs, which is easily edited, is not the one that was hashed.
     """
-    files = [file for file in (folder / IMAGES, folder / LABELS, *listings) if file.is_file()]
+    arrays = (folder / name for name in (IMAGES, LABELS, LANDMARKS))
+    files = [file for file in (*arrays, *listings) if file.is_file()]
     if "sha256" not in known:
         return {file.name: _hash(file, _stamp(file)) for file in files}
     hashes = known["sha256"]
     if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
         raise ValueError(f'"sha256" in {ABOUT} is no object of file names and hashes; delete this key')
-    if LABELS in hashes and not (folder / LABELS).is_file():
-        raise ValueError(f"there is no {LABELS}, which {ABOUT} tells of")
+    for name in (LABELS, LANDMARKS):
+        if name in hashes and not (folder / name).is_file():
+            raise ValueError(f"there is no {name}, which {ABOUT} tells of")
     for file in files:
         stored = hashes.get(file.name)
         if stored is None or (file.suffix == ".csv" and stored != _hash(file, _stamp(file))):
@@ -292,7 +320,7 @@ def _subjects(folder: Path, known: dict, names: list[str]) -> list[str]:
     return names
 
 
-def _read_pairs(listing: Path, names: list[str]) -> list[tuple[int, int]]:
+def _read_pairs(listing: Path, split: str, names: list[str]) -> list[tuple[int, int]]:
     """Pairs of image numbers from a list of names."""
     number = {name: k for k, name in enumerate(names)}
     try:
@@ -304,7 +332,7 @@ def _read_pairs(listing: Path, names: list[str]) -> list[tuple[int, int]]:
         raise ValueError(f"{listing.name} needs the columns moving and fixed, named in its first line")
     try:
         pairs = [(row["moving"], row["fixed"]) for row in reader]
-        folder_checks.once(pairs, listing.stem.removeprefix("pairs_"), listing.name)
+        folder_checks.once(pairs, split, listing.name)
         return [(number[moving], number[fixed]) for moving, fixed in pairs]
     except KeyError as error:
         known = ", ".join(names[:5]) + ", ..." * (len(names) > 5)

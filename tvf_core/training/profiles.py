@@ -31,6 +31,9 @@ class Profile:
 
     data: str
     """data set: a name of `tvf_core.data.DATASETS`, or the path of a folder (`tvf_core.data.prepared`)"""
+    more_pairs: str = ""
+    """another data set of the same images, whose training pairs are learnt from too (`london` and
+    `london_people`)"""
     size: str = "demo"
     """network size, see `tvf_core.methods.SIZES`; of methods that come in several"""
     image_size: int = 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -195,6 +195,8 @@ def _load(profile: Profile, accelerator: Accelerator, progress: bool) -> list[Pa
         splits = [
             load(profile.data, split, profile.image_size or None, progress) for split in ("train", "val")
         ]
+    if profile.more_pairs:
+        splits[0] = _with_more_pairs(splits[0], profile)
     for part in splits:
         if not len(part):
             raise ValueError(
@@ -202,6 +204,14 @@ def _load(profile: Profile, accelerator: Accelerator, progress: bool) -> list[Pa
                 "chooses the best weights by those of val"
             )
     return splits
+
+
+def _with_more_pairs(data: PairData, profile: Profile) -> PairData:
+    """The training split with the pairs of the data set that ``more_pairs`` names."""
+    more = load(profile.more_pairs, "train", profile.image_size or None)
+    if more.fingerprint() != data.fingerprint() or more.names != data.names:
+        raise ValueError(f"more_pairs: {profile.more_pairs} does not have the images of {profile.data}")
+    return replace(data, pairs=[*data.pairs, *more.pairs], landmarks=None, landmark_scale=())
 
 
 def _finished(trainer: Trainer) -> dict | None:
@@ -226,6 +236,7 @@ def _recipe(
         k: v
         for k, v in asdict(profile).items()
         if k not in (*EXECUTION, *OF_THE_NOTEBOOK, "epochs", "size", "time_steps", "integrator")
+        and (k, v) != ("more_pairs", "")  # so that a run that began before this setting was there goes on
     }
     return (
         {"method": method}
