@@ -33,6 +33,7 @@ _HERE = Path(__file__).parent
 
 CITATION = "DeBruine & Jones (2017), Face Research Lab London Set, doi 10.6084/m9.figshare.5047666"
 TERMS = "CC BY 4.0"
+CREDIT = f"Photographs: Face Research Lab London Set, DeBruine & Jones 2017, {TERMS}"
 NOTICE = f"""\
 Cite: {CITATION}.
 Licence: {TERMS}, https://creativecommons.org/licenses/by/4.0 (its text lies beside the photographs).
@@ -186,6 +187,7 @@ def prepare(root: Path, progress: bool = True) -> tuple[Path, str]:
             source=f"github.com/debruine/webmorphR.stim at {COMMIT}",
             cite=CITATION,
             terms=TERMS,
+            credit=CREDIT,
             crop=list(CROP),
             landmark_scale=list(PUPILS),
             subjects=[f"{person:03d}" for person, _ in images],

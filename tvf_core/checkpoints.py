@@ -25,6 +25,7 @@ from .model import Model
 from .networks.swin import relative_position_index
 from .paths import WEIGHTS, write_then_rename
 
+TRAINED_ON = {"london_people": "london"}  # data set -> the one whose weights have learnt from its pairs too
 COMPACT_ABOVE = 2_000  # compact files store larger tensors with 8 bits a number; the small heads stay exact
 SCALE = ":scale"  # suffix of the entry with each row's scale: its largest absolute value, divided by 127
 # Released baselines: an entry that only this baseline has -> method, and substitutions that give our names.
@@ -142,9 +143,12 @@ def load(path: Path, window: tuple[int, ...] | None = None, method: str = "") ->
     return model
 
 
-def shipped(method: str, data: str) -> Path:
-    """Path of the weights that the book ships for a method and a data set."""
-    return WEIGHTS / data / f"{method}.safetensors"
+def shipped(name: str, data: str) -> Path:
+    """Path of the weights that the book ships for a data set; ``name`` is that of their result.
+
+    That is the method's, or such a one as ``tm-seed1`` for another training of the method.
+    """
+    return WEIGHTS / TRAINED_ON.get(data, data) / f"{name}.safetensors"
 
 
 def released_config(state: dict[str, torch.Tensor], window: tuple[int, ...] | None = None) -> NetworkConfig:

@@ -80,7 +80,8 @@ def draw(
     item = pairs.batch([pair])
     figures.use_style()
     fig = figures.forward_and_backward(
-        [("", item["moving"], item["fixed"], model.register(item["moving"], item["fixed"]))]
+        [("", item["moving"], item["fixed"], model.register(item["moving"], item["fixed"]))],
+        credit=pairs.credit,
     )
     with write_then_rename(out) as temporary:
         fig.savefig(temporary, format="png")

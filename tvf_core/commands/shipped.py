@@ -3,74 +3,96 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
+from collections.abc import Iterator
 
 from .. import checkpoints
 from ..data import load
 from ..evaluation import evaluate as evaluation
-from ..evaluation.results import read_results
+from ..evaluation.results import read_json, read_results
 from ..methods import METHODS, available
-from ..paths import RESULTS, ROOT
+from ..paths import RESULTS, ROOT, runs, write_json
 from ..reporting import tables
 from ..training import profiles
 from ..training import train as training
+from ..training.profiles import Profile
 from .app import app
 from .evaluation import print_summary
 from .reporting import draw
 
-DEMO_PROFILES = ("demo_faces", "demo_brains")  # of Table 1 and Table 2
-# The methods of the paper's Table 2, and LDDMM.
-ANATOMY_METHODS = ("identity", "convexadam", "lapirn", "lddmm", "tm", "tm-tvf-lddmm", "tm-tvf")
-README_PAIR = 30
+# Profile -> methods that are trained and measured by it; None is all that work in its dimension.
+PROFILES = {
+    "london": ("identity", "vm-2", "vm-diff", "cyclemorph", "lapirn", "lddmm", "tm", "tm-tvf-lddmm")
+    + ("tm-tvf", "vm-tvf"),
+    "demo_faces": None,
+    "demo_brains": None,
+    # The methods of the paper's Table 2, and LDDMM.
+    "anatomies": ("identity", "convexadam", "lapirn", "lddmm", "tm", "tm-tvf-lddmm", "tm-tvf"),
+}
+SEEDS = {"london": {"tm": (1, 2), "tm-tvf": (1, 2)}}  # further trainings, with results such as tm-seed1
+# Further results of methods without a network: profile -> result -> method, and the profile of its constants.
+VARIANTS = {"london": {"lddmm-lncc": ("lddmm", "london_lncc")}}
+README_TABLES = {"table1": "london", "table2": "demo_brains"}
+README_PAIR = 16
 
 
 @app.command(name="train-all")
 def train_all() -> None:
     """Train every shipped network, round it into book/weights, and evaluate it into book/results.
 
-    The training takes place in runs/, where finished networks are kept. The networks for the anatomies are
-    trained where these are prepared.
+    The training takes place in runs/, where finished networks are kept. Networks for data that a command
+    prepares (real faces, anatomies) are trained where these are prepared.
     """
-    for _, profile, rows in _shipped():
-        for method in [m for m in rows if METHODS[m].build]:
-            weights = training.train(method, profile, resume="beside")["weights"]
-            model = checkpoints.load(weights)
-            target = checkpoints.shipped(method, profile.data)
+    for profile, name, method in _shipped():
+        if METHODS[method].build:
+            folder = runs() / profile.data / name
+            card = training.train(method, profile, out=folder, resume="beside")
+            model = checkpoints.load(card["weights"])
+            target = checkpoints.shipped(name, profile.data)
             checkpoints.save(target, model.network.state_dict(), model.config, compact=True)
-            shutil.copyfile(weights.with_suffix(".json"), target.with_suffix(".json"))
+            stored = read_json(card["weights"].with_suffix(".json"))
+            write_json(target.with_suffix(".json"), stored | {"curve": _curve(card["history"])})
     evaluate_all()
+
+
+def _curve(history: list[dict]) -> list[list[float]]:
+    """The validation scores of a training: steps done, and the score of the weights then."""
+    return [[row["step"] + 1, round(row["validation"], 5)] for row in history if "validation" in row]
 
 
 @app.command(name="evaluate-all")
 def evaluate_all() -> None:
     """Evaluate every shipped network on its test split into book/results; renew what the README shows.
 
-    The anatomies are among the data where they are prepared. A result that this code has made with the
-    shipped weights is kept.
+    Data that a command prepares (real faces, anatomies) are among the data where they are prepared. A result
+    that this code has made with the shipped weights is kept.
     """
-    blocks = {}
-    for name, profile, rows in _shipped():
-        before = read_results(RESULTS, profile.data)
-        for method in rows:
+    for profile, name, method in _shipped():
+        for data in filter(None, (profile.data, profile.more_pairs)):
+            before = read_results(RESULTS, data)
             summary = evaluation.evaluate(
                 method,
-                profile.data,
+                data,
+                name=name,
+                weights=checkpoints.shipped(name, data) if METHODS[method].build else None,
                 constants=profile.to_register(method),
                 limit=evaluation.enough(method),
                 out=RESULTS,
                 replace=True,
             )
-            kept = method in before and before[method]["card"] == summary["card"]
+            kept = name in before and before[name]["card"] == summary["card"]
             print("kept:" if kept else "measured:", end=" ")
             print_summary(summary)
-        if name in DEMO_PROFILES:
-            table = f"table{1 + DEMO_PROFILES.index(name)}"
-            blocks[table] = tables.comparison(
-                table, read_results(RESULTS, profile.data), "book/results", beyond=False
-            )
-    tables.update_readme(blocks)
-    draw("tm-tvf", "demo_faces", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")
+    tables.update_readme(
+        {
+            table: tables.comparison(table, read_results(RESULTS, data), "book/results", beyond=False)
+            for table, data in README_TABLES.items()
+        }
+    )
+    try:
+        draw("tm-tvf", "london", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")
+    except FileNotFoundError as error:
+        print(f"the picture of the README stays as it is: {error}", file=sys.stderr)
 
 
 @app.command(name="bench-all")
@@ -92,13 +114,18 @@ def bench_all() -> None:
             print(f"left out: {error}", file=sys.stderr)
 
 
-def _shipped():
-    """Profile name, profile and methods of all that comes with the book and whose data are here."""
-    for name in (*DEMO_PROFILES, "anatomies"):
+def _shipped() -> Iterator[tuple[Profile, str, str]]:
+    """Profile, name of the result, and method, of all that comes with the book and whose data are here."""
+    for name, methods in PROFILES.items():
         profile = profiles.read(name)
         try:
             dim = load(profile.data, "val").dim
         except FileNotFoundError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        yield name, profile, available(dim) if name in DEMO_PROFILES else ANATOMY_METHODS
+        for method in methods or available(dim):
+            yield profile, method, method
+            for seed in SEEDS.get(name, {}).get(method, ()):
+                yield profile.change(seed=seed), f"{method}-seed{seed}", method
+        for result, (method, constants) in VARIANTS.get(name, {}).items():
+            yield profiles.read(constants), result, method

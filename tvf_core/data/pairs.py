@@ -50,6 +50,7 @@ class PairData:
         k-th point of every image is the same place of the face or of the anatomy.
     landmark_scale : the numbers of two landmarks whose distance in the fixed image is the unit of errors in
         per cent; empty for none.
+    credit : what a figure of these images must say of where they are from.
 
     Raises
     ------
@@ -68,6 +69,7 @@ class PairData:
     origin: str = ""
     landmarks: np.ndarray | None = None
     landmark_scale: tuple[int, ...] = ()
+    credit: str = ""
 
     def __post_init__(self):
         plain_name(self.name, "PairData")
@@ -170,6 +172,11 @@ class PairData:
                 [turns[axis, 1] * volume.select(lead - 1, axis) for axis in source], lead - 1
             )
         return volume
+
+    def landmarks_of(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Landmarks of the moving and of the fixed image of pair k, each (K, D) float32, in voxels."""
+        moving, fixed = (torch.from_numpy(np.array(self.landmarks[index])) for index in self.pairs[k])
+        return moving, fixed
 
     def batch(self, ks) -> dict[str, torch.Tensor]:
         """Pairs of the split, by number, stacked along a batch axis."""

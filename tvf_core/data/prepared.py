@@ -19,6 +19,7 @@ Every key of ``dataset.json`` is optional:
 | ``label_names`` | label number -> structure, without background | the labels that occur, "label 1", ... |
 | ``landmark_scale`` | the numbers of two landmarks whose distance is the unit of errors in per cent | no such errors |
 | ``axes`` | 3D: where the array's axes run: R or L, A or P, S or I | RAS |
+| ``credit`` | what a figure of these images must say of where they are from | nothing |
 | ``spacing_mm`` | the size of a voxel; every computation here is in voxels | unknown |
 | ``sha256`` | file name -> hash, as :func:`write` stores them | computed whenever the data are loaded |
 
@@ -138,7 +139,7 @@ def read(folder: Path, split: str, listing: str = "pairs") -> dict:
     if shared := folder_checks.shared_persons(split, pairs, subjects):
         print(f"{folder}: {shared}", file=sys.stderr)
     content = {"images": images, "pairs": pairs[split], "names": names, "subjects": subjects, "axes": axes}
-    content["origin"] = _fingerprint(hashes)
+    content |= {"origin": _fingerprint(hashes), "credit": str(known.get("credit", ""))}
     if labels is not None and all(max(pair) < len(labels) for pair in pairs[split]):
         content |= {"labels": labels, "label_names": label_names}
     if landmarks is not None and all(max(pair) < len(landmarks) for pair in pairs[split]):

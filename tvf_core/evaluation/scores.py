@@ -6,6 +6,7 @@ import time
 from functools import partial
 
 import numpy as np
+import torch
 
 from .. import fields, metrics
 from ..data import PairData
@@ -14,10 +15,13 @@ from ..metrics.folding import inner_voxels
 from ..metrics.structural_similarity import window_axes
 from ..model import Model
 
-# What is measured on every pair, where it is defined: dice and hd95 need labels, fsim is for 2D.
+# What is measured on every pair, where it is defined: dice and hd95 need labels, fsim is for 2D, errors of
+# landmarks need landmarks.
 METRICS = {
     "dice": "Dice as Learn2Reg, mean over labels",
     "hd95": "95th percentile of the surface distance as Learn2Reg, voxels, mean over labels",
+    "landmark_error": "mean distance of landmarks, pixels or voxels; 90th percentile: landmark_error_p90",
+    "landmark_error_percent": "the same in per cent of the distance of two landmarks (faces: of the pupils)",
     "ssim": "SSIM (Wang 2004)",
     "fsim": "FSIM (Zhang 2011)",
     "sdlogj": "SDlogJ as Learn2Reg: standard deviation of log(det J + 3)",
@@ -27,6 +31,11 @@ METRICS = {
     "ndv_percent": "non-diffeomorphic volume (2D: area; Liu 2024), per cent",
     "inverse_error": "mean |phi^-1(phi(x)) - x|, voxels; its 99.9th percentile is inverse_error_p999",
     "negation_error": "the same where Id - u is taken for phi^-1, as the paper does for displacements",
+}
+QUANTILES = {  # metric -> a column beside its mean, and which quantile over landmarks or voxels it holds
+    "landmark_error": ("landmark_error_p90", 0.9),
+    "landmark_error_percent": ("landmark_error_percent_p90", 0.9),
+    "inverse_error": ("inverse_error_p999", 0.999),
 }
 PER_LABEL = {"dice": metrics.dice, "hd95": metrics.hd95}
 ALIKE = {"ssim": metrics.ssim, "fsim": metrics.fsim}
@@ -43,6 +52,8 @@ def measurable(data: PairData, wanted=METRICS) -> list[str]:
     """Those of the ``wanted`` metrics that are defined for pairs of ``data``, in the order of ``METRICS``."""
     undefined = {*too_small(data.shape), *(() if data.label_names else PER_LABEL)}
     undefined |= {"fsim"} if data.dim == 3 else set()
+    undefined |= {"landmark_error"} if data.landmarks is None else set()
+    undefined |= set() if data.landmark_scale else {"landmark_error_percent"}
     return [name for name in METRICS if name in wanted and name not in undefined]
 
 
@@ -67,8 +78,8 @@ def columns(data: PairData) -> list[str]:
         names.append(name)
         if name in PER_LABEL:
             names += [f"{name}/{label}" for label in data.label_names.values()]
-        if name == "inverse_error":
-            names.append("inverse_error_p999")
+        if name in QUANTILES:
+            names.append(QUANTILES[name][0])
     return names
 
 
@@ -92,16 +103,37 @@ def score(model: Model, data: PairData, k: int, device="cpu", wanted=METRICS) ->
             row |= {
                 f"{name}/{label}": float(value) for label, value in zip(data.label_names.values(), per_label)
             }
+    row |= _landmark_errors(data, k, u, [name for name in chosen if name.startswith("landmark")])
     if of_images := [name for name in chosen if name in ALIKE]:
         images = fields.warp(pair["moving"].cpu(), u), pair["fixed"].cpu()  # one warp for all methods
         row |= {name: ALIKE[name](*images) for name in of_images}
     row |= {name: OF_THE_MAP[name](u) for name in chosen if name in OF_THE_MAP}
     if "inverse_error" in chosen:
-        error = metrics.inverse_consistency_error(u, result.inverse().cpu()).numpy()
-        row |= {"inverse_error": float(error.mean()), "inverse_error_p999": float(np.quantile(error, 0.999))}
+        error = metrics.inverse_consistency_error(u, result.inverse().cpu())
+        row |= _mean_and_quantile("inverse_error", error.numpy())
     if "negation_error" in chosen:
         row["negation_error"] = float(metrics.inverse_consistency_error(u, -u).mean())
     return row
+
+
+def _landmark_errors(data: PairData, k: int, u: torch.Tensor, wanted: list[str]) -> dict[str, float]:
+    """The ``wanted`` errors of the landmarks of pair ``k`` under the displacement ``u``."""
+    if not wanted:
+        return {}
+    moving, fixed = data.landmarks_of(k)
+    row, error = {}, metrics.landmark_error(u, fixed[None], moving[None]).numpy()
+    for name in wanted:
+        unit = 1.0
+        if name == "landmark_error_percent":
+            one, two = data.landmark_scale
+            unit = float((fixed[one] - fixed[two]).norm()) / 100
+        row |= _mean_and_quantile(name, error / unit)
+    return row
+
+
+def _mean_and_quantile(metric: str, values: np.ndarray) -> dict[str, float]:
+    name, quantile = QUANTILES[metric]
+    return {metric: float(values.mean()), name: float(np.quantile(values, quantile))}
 
 
 def mean_of_known(values) -> float:

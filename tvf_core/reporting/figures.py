@@ -135,6 +135,23 @@ def learning_curve(ax, history: list[dict], score: str) -> None:
     other.set_ylabel(f"validation {score} (blue)")
 
 
+def validation_curves(ax, curves: dict[str, list[list[float]]], score: str) -> None:
+    """Validation scores of several trainings over their steps.
+
+    Parameters
+    ----------
+    curves : name of the result -> (steps done, score) of every validation, as ``curve`` in a card of shipped
+        weights has them. Several trainings of one method have its colour.
+    score : name of the score.
+    """
+    for name, curve in curves.items():
+        method, _, seed = name.partition("-seed")
+        label = METHODS[method].title + f", seed {seed}" * bool(seed)
+        ax.plot(*zip(*curve), color=color_of(method), lw=1.2, ls=":" if seed else "-", label=label)
+    ax.set(xlabel="optimiser step", ylabel=f"validation {score}")
+    ax.legend(fontsize=8, ncols=2, frameon=False)
+
+
 class LiveCurve:
     """Learning curve in a notebook that is updated during training.
 
@@ -347,12 +364,15 @@ def layer_shapes(network, moving: torch.Tensor, fixed: torch.Tensor) -> dict[str
     return shapes
 
 
-def forward_and_backward(rows: list[tuple[str, torch.Tensor, torch.Tensor, Registration]], axis: int = 1):
+def forward_and_backward(
+    rows: list[tuple[str, torch.Tensor, torch.Tensor, Registration]], axis: int = 1, credit: str = ""
+):
     """Figure 4 of the paper: one row per registered pair.
 
     Parameters
     ----------
     rows : (name, moving, fixed, registration of the pair), images ``(1, 1, *S)``.
+    credit : where the images are from, if the figure has to say it.
 
     Returns
     -------
@@ -368,7 +388,14 @@ def forward_and_backward(rows: list[tuple[str, torch.Tensor, torch.Tensor, Regis
         show(line[4], warp(fixed, inverse)[0, 0], r"fixed$\,\circ\,\phi^{-1}$", axis)
         grid(line[5], inverse[0], r"$\phi^{-1}$", axis)
         jacobian_map(line[6], jacobian_determinant(result.displacement)[0], "det J", axis)
+    credited(fig, credit)
     return fig
+
+
+def credited(fig, credit: str) -> None:
+    """Write below a figure where its images are from; nothing for an empty text."""
+    if credit:
+        fig.supxlabel(credit, fontsize=7, color="#555555", x=0.99, ha="right")
 
 
 def _numpy(array) -> np.ndarray:

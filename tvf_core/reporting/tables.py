@@ -90,13 +90,9 @@ def _row(table: str, method: str, paper: dict, result: dict | None, extra: list[
     """A row of :func:`comparison`: the paper's values of a method, and those of a result if there is one."""
     content = ledger()["tables"][table]
     columns = content["metrics"]
-    name = title(result) if result else METHODS[method].title
-    if result and link:
-        name = anchor(name, f"{link}/{result['dataset']}/{file_of(result)}")
-    if paper and method in content.get("differs", {}):
-        name += f" (paper: {content['differs'][method]})"
-    if result and result["n_pairs"] < result["of_pairs"]:
-        name += f" ({result['n_pairs']} pairs)"
+    differs = content.get("differs", {}) if paper else {}
+    remark = f" (paper: {differs[method]})" if method in differs else ""
+    name = _linked(result, link, remark) if result else METHODS[method].title + remark
     labels = ("yes" if METHODS[method].uses_labels else "no") if result else "–"
     measured = [*(c["measured"] for c in columns.values()), *extra]
     return [
@@ -105,6 +101,32 @@ def _row(table: str, method: str, paper: dict, result: dict | None, extra: list[
         *[labels] * (table == "table2"),
         *(over_pairs(result, metric) for metric in measured),
     ]
+
+
+def scores(results: dict[str, dict], columns: dict[str, str], link: str = "") -> str:
+    """Markdown table with a row per result, and the means ± deviations of some metrics.
+
+    Parameters
+    ----------
+    results, link : as in :func:`comparison`.
+    columns : metric -> heading, with the number of digits behind a colon where it is not three.
+    """
+    rows = []
+    for result in results.values():
+        values = [
+            plus_minus(result["summary"].get(metric), int(heading.partition(":")[2] or 3))
+            for metric, heading in columns.items()
+        ]
+        rows.append([_linked(result, link), *values])
+    return markdown(["method", *(heading.partition(":")[0] for heading in columns.values())], rows)
+
+
+def _linked(result: dict, link: str, remark: str = "") -> str:
+    """What a row is called: the title of a result, which leads to its file, and on how many pairs it is."""
+    name = title(result)
+    if link:
+        name = anchor(name, f"{link}/{result['dataset']}/{file_of(result)}")
+    return name + remark + f" ({result['n_pairs']} pairs)" * (result["n_pairs"] < result["of_pairs"])
 
 
 def over_pairs(result: dict | None, metric: str) -> str:
