@@ -38,6 +38,10 @@ def transform_points(points, u):
     return points + read(u, points.T, padding="border").T
 
 
+def landmark_error(u, fixed, moving):
+    return np.sqrt(((transform_points(fixed, u) - moving) ** 2).sum(1))
+
+
 def resize(u, shape):
     """Linear interpolation between the centres of voxels, in voxels of the new grid."""
     ratio = np.array(u.shape[1:]) / np.array(shape)

@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 from surface_distance import lookup_tables
 
-from tvf_core import losses, metrics
+from tvf_core import fields, losses, metrics
 from tvf_core.metrics.feature_similarity import fsim, phase_congruency
 from tvf_core.metrics.folding import CONVENTIONS, SDLOGJ_KINDS
 
@@ -569,3 +569,27 @@ def test_the_inverse_error_is_nan_where_a_map_is_not_finite(flaw, shape):
     torch.testing.assert_close(ours, expected, equal_nan=True)  # the other pair of the batch keeps its map
     read = metrics.inverse_consistency_error(torch.zeros_like(u), bad)
     assert read[(0, *where)].isnan() and not read.isinf().any() and read[1].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(12, 15), (9, 12, 15)])
+def test_landmarks_of_the_fixed_image_are_carried_to_the_moving_one(shape):
+    """A shift that is known: the moving image is the fixed one, moved by s, so that u = s everywhere."""
+    rank = len(shape)
+    shift = torch.tensor([2.0, -1.0, 3.0][:rank])
+    fixed = torch.rand(1, 7, rank, generator=torch.Generator().manual_seed(0)) * 4 + 3
+    moving = fixed + shift
+    image = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(1))
+    shifted = torch.roll(image, shift.int().tolist(), tuple(range(2, 2 + rank)))
+    u = shift.view(1, rank, *[1] * rank).expand(1, rank, *shape)
+    inside = (0, 0, *[slice(3, -3)] * rank)
+    torch.testing.assert_close(fields.warp(shifted, u)[inside], image[inside])  # it does align the images
+    torch.testing.assert_close(metrics.landmark_error(u, fixed, moving), torch.zeros(1, 7), atol=1e-5, rtol=0)
+    length = float(shift.norm())
+    before = metrics.landmark_error(torch.zeros_like(u), fixed, moving)
+    torch.testing.assert_close(before, torch.full((1, 7), length))
+    torch.testing.assert_close(metrics.landmark_error(-u, fixed, moving), torch.full((1, 7), 2 * length))
+
+
+def test_as_many_landmarks_in_one_image_as_in_the_other():
+    with pytest.raises(ValueError, match="as many in the moving image"):
+        metrics.landmark_error(torch.zeros(1, 2, 8, 8), torch.ones(1, 3, 2), torch.ones(1, 4, 2))

@@ -109,6 +109,7 @@ CALLS = {
     "inverse_consistency_error": Call(
         "field field", metrics.inverse_consistency_error, literal.inverse_consistency_error
     ),
+    "landmark_error": Call("field points points", metrics.landmark_error, literal.landmark_error),
     "dice": Call(
         "labels labels labels",
         lambda *maps: metrics.dice(*maps, [1, 2, 3]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..fields import transform_points
+from ..fields import at_least_float32, transform_points
 
 
 def landmark_error(displacement: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
@@ -29,4 +29,5 @@ def landmark_error(displacement: torch.Tensor, fixed: torch.Tensor, moving: torc
             f"landmarks: expected as many in the moving image as in the fixed one, got "
             f"{tuple(moving.shape)} and {tuple(fixed.shape)}"
         )
+    fixed, moving = (points.to(at_least_float32(points)) for points in (fixed, moving))
     return (transform_points(fixed, displacement) - moving).norm(dim=2)

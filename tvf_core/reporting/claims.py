@@ -28,8 +28,8 @@ class Finding:
     Attributes
     ----------
     data : the data set.
-    regime : ``paper data`` where that is the paper's data set; ``demo`` or ``anatomies`` where it stands in
-        for it.
+    regime : ``paper data`` where that is the paper's data set; ``real faces``, ``demo`` or ``anatomies``
+        where it stands in for it.
     measured : our value or values, as text.
     verdict : one of ``tvf_core.reporting.verdicts.VERDICTS``.
     why : the reason of a verdict that the values do not show by themselves.
