@@ -422,6 +422,7 @@ def shown(name):
 @pytest.mark.parametrize(
     "notebook, table, data",
     [
+        ("05_table1", "table1", "london"),
         ("05_table1", "table1", "demo_faces"),
         ("06_table2", "table2", "demo_brains"),
         ("06_table2", "table2", "anatomies"),

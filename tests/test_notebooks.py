@@ -26,7 +26,7 @@ from tvf_core.evaluation.results import read_results
 from tvf_core.fields import identity_grid
 from tvf_core.losses.objectives import LABEL_TERMS
 from tvf_core.methods import METHODS, available
-from tvf_core.paths import RESULTS, ROOT, sha256
+from tvf_core.paths import RESULTS, ROOT, WEIGHTS, sha256
 from tvf_core.reporting import claims, figures, tables
 from tvf_core.training import profiles
 from tvf_core.training.sampling import PairSampler
@@ -294,7 +294,7 @@ def test_a_mistyped_parameter_stops_the_notebook(tmp_path):
         )
 
 
-@pytest.mark.parametrize("table, data", [("table1", "demo_faces"), ("table2", "demo_brains")])
+@pytest.mark.parametrize("table, data", [("table1", "london"), ("table2", "demo_brains")])
 def test_the_readme_shows_the_stored_results(table, data):
     block = re.search(
         rf"<!-- {table} -->\n(.*?)\n<!-- end {table} -->", (ROOT / "README.md").read_text(), re.S
@@ -316,12 +316,37 @@ def test_the_stored_results_clearly_beat_no_registration(data, metric, margin):
     assert stored["identity"]["folding_percent"]["mean"] == 0
 
 
+def test_results_on_real_faces_are_those_of_the_shipped_weights():
+    """Every method and every further seed and variant, on both lists of pairs, from weights of one budget."""
+    shipped = commands.shipped
+    names = [*shipped.PROFILES["london"], *shipped.VARIANTS["london"]]
+    names += [f"{m}-seed{seed}" for m, seeds in shipped.SEEDS["london"].items() for seed in seeds]
+    stored = {data: read_results(RESULTS, data) for data in ("london", "london_people")}
+    for data, pairs in {"london": 24, "london_people": 132}.items():
+        assert sorted(stored[data]) == sorted(names)
+        for name, result in stored[data].items():
+            partly = data == "london_people" and METHODS[result["method"]].per_pair
+            assert (result["n_pairs"], result["of_pairs"]) == (24 if partly else pairs, pairs)
+            if weights := result["card"]["settings"]["weights"]:
+                file = checkpoints.shipped(name, data)
+                assert sha256(file).startswith(weights)
+                card = json.loads(file.with_suffix(".json").read_text())
+                assert card["pairs_seen"] == 20_000 and card["settings"]["more_pairs"] == "london_people"
+                assert card["settings"]["origin"] == result["card"]["settings"]["origin"]
+                assert len(card["curve"]) == 50
+    assert "20,000" in (ROOT / "README.md").read_text()
+
+
+def test_shipped_weights_stay_small():
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*.safetensors")) < 25e6
+
+
 def test_what_chapter_2_says_about_real_anatomies_is_what_was_measured():
     stored = read_results(RESULTS, "anatomies")
     mean = {
         metric: {m: s["summary"][metric]["mean"] for m, s in stored.items()} for metric in ("dice", "ssim")
     }
-    assert list(stored) == [m for m in METHODS if m in commands.shipped.ANATOMY_METHODS] and {
+    assert list(stored) == [m for m in METHODS if m in commands.shipped.PROFILES["anatomies"]] and {
         s["n_pairs"] for s in stored.values()
     } == {12}
     assert (
