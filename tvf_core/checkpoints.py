@@ -26,7 +26,7 @@ from .networks.swin import relative_position_index
 from .paths import WEIGHTS, write_then_rename
 
 TRAINED_ON = {"london_people": "london"}  # data set -> the one whose weights have learnt from its pairs too
-COMPACT_ABOVE = 2_000  # compact files store larger tensors with 8 bits a number; the small heads stay exact
+COMPACT_ABOVE = 500  # compact files store larger tensors with 8 bits a number; the small heads stay exact
 SCALE = ":scale"  # suffix of the entry with each row's scale: its largest absolute value, divided by 127
 # Released baselines: an entry that only this baseline has -> method, and substitutions that give our names.
 BASELINES = {
