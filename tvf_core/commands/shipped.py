@@ -45,19 +45,24 @@ def train_all() -> None:
     """
     for profile, name, method in _shipped():
         if METHODS[method].build:
-            folder = runs() / profile.data / name
-            card = training.train(method, profile, out=folder, resume="beside")
-            model = checkpoints.load(card["weights"])
-            target = checkpoints.shipped(name, profile.data)
-            checkpoints.save(target, model.network.state_dict(), model.config, compact=True)
-            stored = read_json(card["weights"].with_suffix(".json"))
-            write_json(target.with_suffix(".json"), stored | {"curve": _curve(card["history"])})
+            ship(training.train(method, profile, out=runs() / profile.data / name, resume="beside"), name)
     evaluate_all()
 
 
-def _curve(history: list[dict]) -> list[list[float]]:
-    """The validation scores of a training: steps done, and the score of the weights then."""
-    return [[row["step"] + 1, round(row["validation"], 5)] for row in history if "validation" in row]
+def ship(run: dict, name: str) -> None:
+    """Round the weights of a finished training into book/weights, with its card and validation curve.
+
+    Parameters
+    ----------
+    run : what :func:`tvf_core.training.train.train` has returned.
+    name : of the result that the weights are for.
+    """
+    weights, model = run["weights"], checkpoints.load(run["weights"])
+    target = checkpoints.shipped(name, run["settings"]["data"])
+    checkpoints.save(target, model.network.state_dict(), model.config, compact=True)
+    # Steps done, and the score of the weights then.
+    curve = [[row["step"] + 1, round(row["validation"], 5)] for row in run["history"] if "validation" in row]
+    write_json(target.with_suffix(".json"), read_json(weights.with_suffix(".json")) | {"curve": curve})
 
 
 @app.command(name="evaluate-all")
