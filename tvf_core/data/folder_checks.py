@@ -220,10 +220,10 @@ def landmark_points(landmarks, scale: Iterable[int], shape: tuple[int, ...]) -> 
         if len(scale) != 2 or not whole or scale[0] == scale[1]:
             raise ValueError(
                 f"landmark_scale: expected two different numbers from 0 to {given.shape[1] - 1}, got "
-                f"{list(scale)}"
+                f"[{', '.join(map(str, scale))}]"
             )
-        if not np.linalg.norm(points[:, scale[0]] - points[:, scale[1]], axis=1).all():
-            raise ValueError("landmark_scale: in an image these two landmarks are at the same place")
+        if len(same := np.flatnonzero((points[:, scale[0]] == points[:, scale[1]]).all(1))):
+            raise ValueError(f"landmark_scale: in image {same[0]} these two landmarks are at the same place")
     return {"landmarks": points, "landmark_scale": tuple(int(k) for k in scale)}
 
 
