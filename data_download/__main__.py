@@ -42,7 +42,7 @@ def counts(folder: Path) -> str:
     images = np.load(folder / prepared.IMAGES, mmap_mode="r", allow_pickle=False)
     lists = {"pairs": {}}
     for split in folder_checks.SPLITS:
-        for file in sorted(folder.glob(prepared.pairs_file(split, "*"))):
+        for file in sorted(folder.glob(prepared.pairs_file(split, "[!.]*"))):
             of_list = lists.setdefault(file.stem.removesuffix(f"_{split}"), {})
             of_list[split] = sum(1 for _ in open(file, encoding="utf-8")) - 1
     told = [f"{len(images)} images of {' x '.join(map(str, images.shape[1:]))}"]

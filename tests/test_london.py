@@ -220,6 +220,8 @@ def test_128_pixels_are_means_of_those_of_256_and_other_sizes_are_refused(loaded
         assert np.abs(difference).max() == 2 and (small.images[abs(difference) == 2] % 2 == 0).all()  # .5
         np.testing.assert_array_equal(loaded(name, "val", 128).images, small.images)
         assert loaded(name, "val", 64).shape == (64, 64)
+        by_path = loaded(data_root() / "london", "val")  # the folder is that of the data set
+        assert by_path.name == "london" and by_path.shape == (128, 128)
         for size in (100, 255, 257, 512):
             with pytest.raises(ValueError) as told:
                 loaded(name, "val", size)

@@ -219,6 +219,8 @@ def load(name: str | Path, split: str, size: int | None = None, progress: bool =
     if str(name) in DATASETS:
         return DATASETS[str(name)](split, size, progress)
     folder = _folder(name)
+    if known := _known(folder):
+        return DATASETS[known](split, size, progress)
     return in_size(PairData(_own_name(folder), split, **prepared.read(folder, split)), size)
 
 
@@ -256,9 +258,8 @@ def name_of(data: str | Path) -> str:
 
 def _own_name(folder: Path) -> str:
     """Name of the data set in a folder, as :func:`name_of` gives it."""
-    for known, place in PREPARED.items():
-        if folder.resolve() == (data_root() / place).resolve():
-            return known
+    if known := _known(folder):
+        return known
     name = prepared.own_name(folder)
     if name in DATASETS and "command" not in (prepared.about(folder) or {}):
         raise ValueError(
@@ -266,6 +267,12 @@ def _own_name(folder: Path) -> str:
             f'write another one, such as "name": "my_{name}", into its {prepared.ABOUT}'
         )
     return name
+
+
+def _known(folder: Path) -> str:
+    """The first name of ``PREPARED`` whose place in the data root this folder is; empty if there is none."""
+    places = {(data_root() / place).resolve(): name for name, place in reversed(PREPARED.items())}
+    return places.get(folder.resolve(), "")
 
 
 def _is_path(data: str | Path) -> bool:

@@ -288,8 +288,7 @@ def _hashes(folder: Path, known: dict, listings: Iterable[Path]) -> dict[str, st
     files = [file for name in (IMAGES, LABELS, LANDMARKS) if (file := folder / name).is_file()]
     files += listings
     if "sha256" not in known:  # then of the folder's other lists too: all of them have one fingerprint
-        others = (file for split in folder_checks.SPLITS for file in folder.glob(pairs_file(split, "*")))
-        files += [file for file in others if not file.name.startswith(".")]
+        files += [file for split in folder_checks.SPLITS for file in folder.glob(pairs_file(split, "[!.]*"))]
         return {file.name: _hash(file, _stamp(file)) for file in files}
     hashes = known["sha256"]
     if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
