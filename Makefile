@@ -42,8 +42,9 @@ lint: env  ## check style and format of the Python files and the notebooks with 
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
-data: env  ## fetch (32 MB) and prepare the 20 real anatomies; the book and the tests use them where they are there
+data: env  ## fetch and prepare 20 real anatomies (32 MB) and 102 real faces (95 MB); the book and the tests use what is there
 	@$(PY) -m data_download anatomies
+	@$(PY) -m data_download london
 
 book: env  ## execute the notebooks and build the book into _build/html
 	@$(IN_HOME) $(PY) book/build.py $(ARGS)

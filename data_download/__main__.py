@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from tvf_core import metrics
 from tvf_core.console import print_any_text
-from tvf_core.data import PairData, prepared
+from tvf_core.data import PairData, folder_checks, prepared
 from tvf_core.paths import data_root
 
-from . import anatomies, catalogue, oasis, rafd
+from . import anatomies, catalogue, london, oasis, rafd
 from .fetch import fetch
 
 
 def before(folder: Path, split: str, progress: bool) -> str:
-    """Mean Dice of a split's pairs as they are, before any registration, in words."""
+    """Mean Dice of a labelled split's pairs as they are, before any registration, in words."""
     data = PairData(folder.name, split, **prepared.read(folder, split))
     if not len(data):
         return f"{split}: no pairs"
@@ -38,16 +38,18 @@ def before(folder: Path, split: str, progress: bool) -> str:
 
 
 def counts(folder: Path) -> str:
-    """Numbers of images and pairs of a prepared data set."""
+    """Numbers of images, and of pairs in every list, of a prepared data set; ``pairs_*.csv`` come first."""
     images = np.load(folder / prepared.IMAGES, mmap_mode="r", allow_pickle=False)
-    lines = {
-        f.stem.removeprefix("pairs_"): sum(1 for _ in open(f, encoding="utf-8")) - 1
-        for f in folder.glob("pairs_*.csv")
-    }
-    splits = [split for split in ("train", "val", "test") if split in lines]
-    pairs = "/".join(str(lines[split]) for split in splits)
-    shape = " x ".join(map(str, images.shape[1:]))
-    return f"{len(images)} images of {shape}; {pairs} ordered pairs ({'/'.join(splits)})"
+    lists = {"pairs": {}}
+    for split in folder_checks.SPLITS:
+        for file in sorted(folder.glob(prepared.pairs_file(split, "[!.]*"))):
+            of_list = lists.setdefault(file.stem.removesuffix(f"_{split}"), {})
+            of_list[split] = sum(1 for _ in open(file, encoding="utf-8")) - 1
+    told = [f"{len(images)} images of {' x '.join(map(str, images.shape[1:]))}"]
+    for listing, pairs in lists.items():
+        numbers, splits = "/".join(map(str, pairs.values())), "/".join(pairs)
+        told.append(f"{listing}: " * (listing != "pairs") + f"{numbers} ordered pairs ({splits})")
+    return "; ".join(told)
 
 
 def list_all(options) -> None:
@@ -57,6 +59,11 @@ def list_all(options) -> None:
 def get_anatomies(options) -> None:
     folder, what = anatomies.prepare(options.root, options.spacing, options.workers, options.progress)
     print(f"{folder}: {what}\n{counts(folder)}\n{before(folder, 'test', options.progress)}")
+
+
+def get_london(options) -> None:
+    folder, what = london.prepare(options.root, options.progress)
+    print(f"{folder}: {what}\n{counts(folder)}\n{london.NOTICE}")
 
 
 def get_oasis(options) -> None:
@@ -149,7 +156,9 @@ def parser() -> argparse.ArgumentParser:
               TVF_DATA         default of --root
               TVF_DATA_MIRROR  take the files from this folder instead of the network"""),
     )
-    commands = main.add_subparsers(dest="command", required=True, metavar="{list,anatomies,oasis,rafd}")
+    commands = main.add_subparsers(
+        dest="command", required=True, metavar="{list,anatomies,london,oasis,rafd}"
+    )
 
     def command(name, run, text, description=""):
         sub = commands.add_parser(
@@ -176,6 +185,12 @@ def parser() -> argparse.ArgumentParser:
         "--spacing", type=float, default=2.5, help="voxel spacing: 1, 2 or 2.5 mm (default: %(default)s)"
     )
     sub.add_argument("--workers", type=int, default=0, help="number of processes (default: one per core)")
+    command(
+        "london",
+        get_london,
+        "102 real faces, neutral and smiling, with landmarks (no permission needed; 95 MB)",
+        f"{london.__doc__}\n{london.NOTICE}",
+    )
     sub = command(
         "oasis",
         get_oasis,

@@ -49,6 +49,15 @@ ENTRIES = [
         ("anatomies/2.5mm", "anatomies/2mm", "anatomies/1mm"),
     ),
     Entry(
+        "london",
+        "Face Research Lab London Set: 102 people, neutral and smiling; london_people: pairs of two people",
+        "Table 1 on real faces",
+        "95 MB to fetch, 14 MB prepared",
+        "CC BY 4.0 (DeBruine & Jones 2017)",
+        "python -m data_download london",
+        ("london",),
+    ),
+    Entry(
         "rafd",
         "Radboud Faces Database, 536 photographs",
         "the paper's Table 1",

@@ -1,10 +1,13 @@
-"""The Face Research Lab London Set: 102 real people, neutral and smiling, with landmarks on the neutral faces.
+"""The Face Research Lab London Set: 102 real people, neutral and smiling, 189 landmarks on the neutral faces.
 
 The photographs become gray images of 256 x 256 pixels. All are cut by one square, and no image is aligned to
-another, so that a registration has to find the movement of the head too. There are two lists of pairs:
+another, so that a registration has to find the movement of the head too. There are two lists of pairs, and
+each is a data set by name:
 
-- ``pairs_*.csv``, the expressions: the two images of one person, in both directions (the paper's task).
-- ``people_*.csv``, the people: the neutral faces of two persons, all ordered pairs.
+- london, ``pairs_*.csv``: the two images of one person, in both directions (the paper's task).
+- london_people, ``people_*.csv``: the neutral faces of two persons, all ordered pairs; these have landmarks.
+
+Both come in 128 x 128 pixels unless another size is asked for, such as 256.
 
 Source: DeBruine & Jones 2017, doi 10.6084/m9.figshare.5047666. The files are those of the public repository
 debruine/webmorphR.stim.
@@ -37,6 +40,7 @@ CREDIT = f"Photographs: Face Research Lab London Set, DeBruine & Jones 2017, {TE
 NOTICE = f"""\
 Cite: {CITATION}.
 Licence: {TERMS}, https://creativecommons.org/licenses/by/4.0 (its text lies beside the photographs).
+Changed here: the photographs are cut, gray and smaller. Name the source under every picture of a face.
 All persons gave signed consent that their images are used in studies, "in their original or altered forms
 and to illustrate research"."""
 
@@ -45,9 +49,9 @@ PHOTOGRAPH = 1350  # edge in pixels
 LANDMARKS = 189
 PUPILS = (0, 1)  # numbers of these landmarks
 SIZE = 256
-# Left, top and side of the square that is kept. The side is four times the size of the result, so that a
-# pixel is the mean of 4 x 4 pixels of the photograph. The square has every landmark of every person at least
-# 50 pixels from its border, and the middle of the landmarks in its own.
+# Left, top and side of the square that is kept, in pixels of the photograph. The side is four times that of
+# the result, so that a pixel is the mean of 4 x 4. The square lies in the middle of the width. The highest
+# and the lowest landmark of all persons are 54 pixels inside it, and no other is nearer to its border.
 CROP = (163, 158, 4 * SIZE)
 
 
@@ -69,7 +73,7 @@ def persons() -> list[int]:
 
 
 def name(person: int, expression: str) -> str:
-    """Name of an image."""
+    """Name of an image, such as ``001_neutral``."""
     return f"{person:03d}_{expression}"
 
 
@@ -128,8 +132,8 @@ def landmarks(file: Path) -> np.ndarray:
     """Landmarks of a photograph in pixels of the prepared image, ``(189, 2)`` float32: row, then column.
 
     In a ``.tem`` file the first line has their number; each of the next lines has x, to the right, and y,
-    downwards, in pixels of the photograph; other lines say which landmarks are joined. Whole numbers are taken
-    for the middles of pixels. ValueError where the file is something else.
+    downwards, in pixels of the photograph; other lines say which landmarks are joined. Whole numbers are
+    taken for the middles of pixels. ValueError where the file is something else.
     """
     left, top, side = CROP
     try:
@@ -158,7 +162,7 @@ def recipe() -> dict:
 
 
 def prepare(root: Path, progress: bool = True) -> tuple[Path, str]:
-    """Fetch the photographs and landmarks (95 MB) and prepare them; give the folder and what was done.
+    """Fetch photographs and landmarks (95 MB) and prepare them; give the folder and what was done, in words.
 
     Parameters
     ----------
@@ -173,7 +177,8 @@ def prepare(root: Path, progress: bool = True) -> tuple[Path, str]:
         files, new = fetch(remotes(), sources, progress)
         images = [(person, expression) for expression in EXPRESSIONS for person in persons()]
         building = Building(folder, recipe(), [name(*image) for image in images], (SIZE, SIZE))
-        for k in tqdm(building.missing(), desc="london", unit="image", disable=not progress):
+        jobs = building.missing()
+        for k in tqdm(jobs, desc="london", unit="image", disable=not progress):
             person, expression = images[k]
             building.put(k, gray(sources / f"{person:03d}_{EXPRESSIONS[expression][1]}.jpg"))
         points = [landmarks(sources / f"{person:03d}_03.tem") for person in persons()]
@@ -192,4 +197,7 @@ def prepare(root: Path, progress: bool = True) -> tuple[Path, str]:
             landmark_scale=list(PUPILS),
             subjects=[f"{person:03d}" for person, _ in images],
         )
-    return folder, f"{new} files fetched, {len(files) - new} were there; {len(images)} images prepared"
+    return (
+        folder,
+        f"{new} files fetched, {len(files) - new} were there; {len(jobs)} of {len(images)} images prepared",
+    )

@@ -55,7 +55,13 @@ def test_the_list_tells_of_missing_images_also_without_hashes(tmp_path, monkeypa
 def test_the_numbers_of_a_data_set_are_those_of_its_arrays(tmp_path):
     folder = data_set(tmp_path / "rafd")
     (folder / "dataset.json").write_text("{}")
+    (folder / "._pairs_val.csv").write_bytes(b"\0\xff")  # as some systems leave beside a file
+    (folder / "notes.csv").write_text("no list of pairs\n")
     assert command.counts(folder) == "3 images of 8 x 9; 1/1 ordered pairs (val/test)"
+    prepared.write_pairs(folder, {"train": [("0", "1"), ("1", "0")], "test": []}, ["0", "1"], "both_ways")
+    assert command.counts(folder) == (
+        "3 images of 8 x 9; 1/1 ordered pairs (val/test); both_ways: 2/0 ordered pairs (train/test)"
+    )
 
 
 def test_a_damaged_dataset_json_does_not_keep_a_data_set_from_being_prepared_again(tmp_path):

@@ -1,4 +1,4 @@
-"""Errors of landmarks in the rows of an evaluation: worked out by hand, direction, and where there are none."""
+"""Errors of landmarks in the rows of an evaluation: by hand, their direction, and where there are none."""
 
 from dataclasses import replace
 from types import SimpleNamespace

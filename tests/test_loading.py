@@ -205,7 +205,7 @@ def test_a_damaged_prepared_data_set_says_how_to_make_it_again(damage, told, bui
     assert prepared.damaged(tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("name", ["anatomies", "anatomies_1mm", "rafd", "oasis"])
+@pytest.mark.parametrize("name", ["anatomies", "anatomies_1mm", "london", "london_people", "rafd", "oasis"])
 def test_data_that_are_not_prepared_say_how_to_get_them(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TVF_DATA", str(tmp_path))
     with pytest.raises(

@@ -212,7 +212,9 @@ def test_every_target_of_make_works_in_a_folder_of_any_name(name, home, tmp_path
     }.items():
         assert make(target) == [(kept, *call) for call in calls]
         assert Path(kept).is_dir()
-    assert [call for *_, call in make("data")] == ["python -m data_download anatomies"]
+    assert [call for *_, call in make("data")] == [
+        f"python -m data_download {name}" for name in ("anatomies", "london")
+    ]
     assert [call for *_, call in make("serve")] == [
         "python -m http.server 8000 --bind 127.0.0.1 --directory _build/html"
     ]

@@ -127,6 +127,58 @@ def test_what_is_written_reads_back(mine, tmp_path):
     assert data.load(as_bytes, "val").labels is None  # image 3 has none
 
 
+@pytest.mark.parametrize("shape", [(33, 28), (19, 16, 21)])
+def test_landmarks_read_back_where_both_images_of_every_pair_have_them(shape, tmp_path):
+    images, pairs, known = content(shape, False)
+    points = np.random.default_rng(0).uniform(-0.5, np.array(shape) - 0.5, (8, 5, len(shape)))
+    folder = prepared.write(
+        tmp_path / "points", images, pairs, **known, landmarks=points, landmark_scale=np.array([4, 1])
+    )
+    for split in ("train", "val", "test"):  # the images of test are those from 6 on, and 8 to 11 have none
+        part = data.load(folder, split)
+        if split == "test":
+            assert part.landmarks is None and part.landmark_scale == ()
+        else:
+            np.testing.assert_allclose(part.landmarks, points, rtol=1e-6)
+            assert part.landmarks.dtype == np.float32 and part.landmark_scale == (4, 1)
+    assert prepared.damaged(folder) == []
+    edit(folder, landmark_scale=None)
+    assert data.load(folder, "train").landmark_scale == ()
+    with pytest.raises(ValueError, match="image 8 has no landmark, only the first 8 have any"):
+        data.PairData("x", "test", np.array(images), [(6, 8)], landmarks=points)
+    (folder / "landmarks.npy").unlink()
+    with pytest.raises(ValueError, match="there is no landmarks.npy, which dataset.json tells of"):
+        data.load(folder, "train")
+
+
+def test_the_fingerprint_tells_of_landmarks(tmp_path):
+    images, pairs, known = content((33, 28), True)
+    points = np.full((12, 5, 2), 3.0)
+    prints = set()
+    for name, given in (("none", None), ("some", points), ("others", points + 0.5), ("fewer", points[:9])):
+        folder = prepared.write(tmp_path / name, images, pairs, **known, landmarks=given)
+        prints.add(data.load(folder, "val").fingerprint())
+        edit(folder, sha256=None)
+        assert data.load(folder, "val").fingerprint() in prints  # computed, it is the same
+    assert len(prints) == 4
+
+
+def test_several_lists_of_a_folder_have_one_fingerprint(mine):
+    folder = mine()
+    names = json.loads((folder / "dataset.json").read_text())["names"]
+    edit(folder, sha256=None)
+    before = prepared.read(folder, "val")["origin"]
+    prepared.write_pairs(folder, {"val": [(names[4], names[7])], "test": []}, names, "people")
+    (folder / "notes.csv").write_text("no list of pairs\n")
+    people, own = prepared.read(folder, "val", "people"), prepared.read(folder, "val")
+    assert people["pairs"] == [(4, 7)] and own["pairs"] == [(4, 5), (5, 4)]
+    assert people["origin"] == own["origin"] != before
+    with pytest.raises(FileNotFoundError, match="needs a file people_train.csv, here are .* test, val"):
+        prepared.read(folder, "train", "people")
+    with pytest.raises(ValueError, match="the pairs of val name unknown images: nobody"):
+        prepared.write_pairs(folder, {"val": [(names[4], "nobody")]}, names, "people")
+
+
 def test_an_empty_json_object_will_do(mine, tmp_path):
     written = mine("written", (33, 28), True)
     hand = tmp_path / "by_hand"
@@ -229,6 +281,37 @@ DAMAGE = {  # name: (what is done to a folder, words of the message)
     ),
     "a name with a null": (lambda f: edit(f, name="a\0b"), ["'a\\x00b'", "my_scans"]),
     "a long name": (lambda f: edit(f, name="a" * 300), ["cannot name a folder"]),
+    "one number for landmarks": (
+        lambda f: (np.save(f / "landmarks.npy", 1.0), edit(f, sha256=None)),
+        ["landmarks", "array"],
+    ),
+    "landmarks of too many": (
+        lambda f: (np.save(f / "landmarks.npy", np.ones((13, 4, 2))), edit(f, sha256=None)),
+        ["landmarks", "all 12 images", "(13, 4, 2)"],
+    ),
+    "landmarks as x and y": (
+        lambda f: (np.save(f / "landmarks.npy", np.full((12, 4, 2), (20, 30))), edit(f, sha256=None)),
+        ["landmarks: point 0 of image 0", "33 x 28", "row, then column"],
+    ),
+    "a scale that is none": (
+        lambda f: (
+            np.save(f / "landmarks.npy", np.ones((12, 4, 2))),
+            edit(f, sha256=None, landmark_scale="01"),
+        ),
+        ["landmark_scale", "0 to 3"],
+    ),
+    "landmarks cut short": (
+        lambda f: (
+            np.save(f / "landmarks.npy", np.ones((12, 4, 2))),
+            (f / "landmarks.npy").write_bytes((f / "landmarks.npy").read_bytes()[:-9]),
+            edit(f, sha256=None),
+        ),
+        ["landmarks.npy is no whole array"],
+    ),
+    "landmarks that were added": (
+        lambda f: np.save(f / "landmarks.npy", np.ones((12, 4, 2))),
+        ["landmarks.npy", 'delete the key "sha256"'],
+    ),
     "not JSON": (text("dataset.json", lambda t: t[:-9]), ["dataset.json", "not a JSON object"]),
     "a list": (text("dataset.json", lambda t: "[]"), ["dataset.json", "not a JSON object"]),
     "cut short": (
@@ -299,6 +382,17 @@ ARGUMENTS = {  # name: (changes of the arguments of ``write``, words of the mess
     "axes": ({"axes": "left"}, ["axes", "'left'"]),
     "its own name": ({"name": "a/b"}, ["'a/b'"]),
     "names of labels that are not there": ({"labels": None}, ["label_names", "no effect"]),
+    "landmarks of a volume": ({"landmarks": np.ones((12, 4, 3))}, ["landmarks", "(12, 4, 3)", "2) numbers"]),
+    "landmarks as x and y": (
+        {"landmarks": [[(20, 30)]] * 12},
+        ["point 0 of image 0", "33 x 28", "row, then"],
+    ),
+    "landmarks that are not there": ({"landmarks": [[(1, np.nan)]] * 12}, ["point 0 of image 0", "nan"]),
+    "landmarks and no scale": (
+        {"landmarks": [[(1, 2), (3, 4)]] * 12, "landmark_scale": np.array([0, 2])},
+        ["landmark_scale", "0 to 1", "[0, 2]"],
+    ),
+    "a scale and no landmarks": ({"landmark_scale": (0, 1)}, ["landmark_scale", "no effect"]),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tvf_core import data
 from tvf_core.data import folder_checks, prepared
-from tvf_core.data.pairs import PairData
+from tvf_core.data.pairs import PairData, in_size
 
 INTEGERS = [
     "int8",
@@ -238,6 +238,16 @@ def test_mixed_types_of_label_maps_keep_their_numbers():
 
 
 IMAGES, ONES = np.zeros((3, 4, 5), np.uint8), np.ones((3, 4, 5), np.uint8)
+POINTS = np.array([[[0, 0], [3, 4]]] * 3)  # two landmarks of each image
+
+
+def points(image, number, place):
+    """``POINTS`` with one landmark elsewhere."""
+    changed = POINTS.astype(float)
+    changed[image, number] = place
+    return changed
+
+
 WRONG = {  # changes of the arguments, words of the message
     "one image alone": ({"images": np.zeros((4, 5))}, ["(4, 5)", "(images, *space)"]),
     "images of two shapes": (
@@ -262,6 +272,56 @@ WRONG = {  # changes of the arguments, words of the message
         ["label_names", "whole"],
     ),
     "one name twice": ({"labels": ONES, "label_names": {1: "rim", 2: "rim"}}, ["label_names", "same name"]),
+    "landmarks of another rank": (
+        {"landmarks": np.ones((3, 2, 3))},
+        ["landmarks", "2) numbers", "(3, 2, 3)"],
+    ),
+    "the landmarks of one image": ({"landmarks": POINTS[0]}, ["landmarks", "all 3 images", "(2, 2)"]),
+    "landmarks of too many": ({"landmarks": np.ones((4, 2, 2))}, ["all 3 images", "(4, 2, 2)"]),
+    "landmarks of no image": ({"landmarks": POINTS[:0]}, ["landmarks", "(0, 2, 2)"]),
+    "landmarks without points": ({"landmarks": POINTS[:, :0]}, ["landmarks", "(3, 0, 2)"]),
+    "many and few landmarks": ({"landmarks": [POINTS[0], POINTS[1, :1]]}, ["(2, 2)", "(1, 2)", "one shape"]),
+    "landmarks in rows of many lengths": ({"landmarks": [[[1, 2], [3]]]}, ["landmarks of image 0", "array"]),
+    "landmarks that are texts": ({"landmarks": POINTS.astype(str)}, ["landmarks", "numbers", "<U"]),
+    "a name for landmarks": ({"landmarks": "pupils"}, ["landmarks", "str"]),
+    "a landmark below the image": (
+        {"landmarks": points(2, 1, (3.6, 4))},
+        ["point 1 of image 2", "[3.59", "outside the image of 4 x 5", "row, then column"],
+    ),
+    "a landmark before the image": (
+        {"landmarks": points(0, 1, (2, -0.6))},
+        ["point 1 of image 0", "outside"],
+    ),
+    "landmarks as x and y": (
+        {"landmarks": POINTS[..., ::-1]},
+        ["point 1 of image 0", "[4.0, 3.0]", "row, then"],
+    ),
+    "a landmark that is not there": (
+        {"landmarks": points(1, 0, math.nan)},
+        ["point 0 of image 1", "nan", "only points that every image has"],
+    ),
+    "an infinite landmark": ({"landmarks": points(1, 0, math.inf)}, ["point 0 of image 1", "inf"]),
+    "a pair without landmarks": (
+        {"landmarks": POINTS[:2], "labels": ONES},
+        ["image 2 has no landmark", "first 2", "leave out the landmarks"],
+    ),
+    "a scale without landmarks": ({"landmark_scale": (0, 1)}, ["landmark_scale", "no effect"]),
+    "one landmark as scale": (
+        {"landmarks": POINTS, "landmark_scale": [0]},
+        ["two different", "0 to 1", "[0]"],
+    ),
+    "a number as scale": ({"landmarks": POINTS, "landmark_scale": 1}, ["two different", "[1]"]),
+    "a landmark twice as scale": (
+        {"landmarks": POINTS, "landmark_scale": (1, 1)},
+        ["two different", "[1, 1]"],
+    ),
+    "a scale of no landmark": ({"landmarks": POINTS, "landmark_scale": (0, 2)}, ["0 to 1", "[0, 2]"]),
+    "a scale of fractions": ({"landmarks": POINTS, "landmark_scale": (0.0, 1.0)}, ["0 to 1", "[0.0, 1.0]"]),
+    "a text as scale": ({"landmarks": POINTS, "landmark_scale": "01"}, ["landmark_scale", "[01]"]),
+    "a scale of length 0": (
+        {"landmarks": points(2, 1, (0, 0)), "landmark_scale": (0, 1)},
+        ["landmark_scale", "image 2", "same place"],
+    ),
     "names": ({"names": ["a", "b"]}, ["names", "3 images", "got 2"]),
     "a name twice": ({"names": ["a", "b", "a"]}, ["two images", "'a'"]),
     "subjects": ({"subjects": ["a"]}, ["subjects", "3 images", "got 1"]),
@@ -313,3 +373,74 @@ def test_prepared_data_are_not_read_when_they_are_opened(tmp_path, monkeypatch):
         assert isinstance(array, np.memmap) or isinstance(array.base, np.memmap)
     np.save(tmp_path / "images.npy", images)
     PairData("y", "train", np.load(tmp_path / "images.npy", mmap_mode="r"), [(0, 1)])
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (5, 4, 7)])
+def test_landmarks_are_taken_in_the_usual_forms_up_to_the_border(shape):
+    rng, dim = np.random.default_rng(0), len(shape)
+    images = np.zeros((3, *shape), np.uint8)
+    values = rng.uniform(-0.5, np.array(shape) - 0.5, (3, 6, dim))
+    values[0, 0], values[0, 1] = -0.5, np.array(shape) - 0.5  # the corners of the first and the last voxel
+    forms = [values, values.astype(np.float32), values.tolist(), list(values), torch.tensor(values)]
+    forms += [(one for one in values), values.astype(">f8")]
+    for form in forms:
+        part = PairData("x", "test", images, [(0, 2)], landmarks=form, landmark_scale=np.array([5, 0]))
+        assert part.landmarks.dtype == np.float32 and part.landmark_scale == (5, 0)
+        np.testing.assert_allclose(part.landmarks, values, rtol=1e-6)
+    whole = PairData("x", "test", images, [(1, 0)], landmarks=np.floor(values[:2]).clip(0).astype(np.uint16))
+    assert len(whole.landmarks) == 2 and whole.landmark_scale == ()
+    assert PairData("x", "test", images, [(1, 2)]).landmarks is None
+    moved = values.copy()
+    moved[1, 2, 0] = 0.25
+    prints = {
+        PairData("x", "test", images, [(0, 1)], landmarks=given).fingerprint()
+        for given in (None, values, moved, values[:2])
+    }
+    assert len(prints) == 4
+
+
+def squares(edge):
+    """Random square images with labels and landmarks."""
+    rng = np.random.default_rng(edge)
+    images = rng.integers(0, 256, (3, edge, edge), np.uint8)
+    labels = rng.integers(0, 3, (3, edge, edge), np.uint8)
+    places = rng.uniform(-0.5, edge - 0.5, (3, 4, 2))
+    return PairData("x", "test", images, [(0, 2)], labels=labels, landmarks=places, landmark_scale=(0, 3))
+
+
+@pytest.mark.parametrize("edge, size", [(12, 6), (12, 4), (12, 3), (15, 5), (15, 3), (12, 1)])
+def test_smaller_images_are_means_of_blocks_and_keep_labels_and_landmarks_in_place(edge, size):
+    part = squares(edge)
+    small, width = in_size(part, size), edge // size
+    assert small.shape == (size, size) and small.pairs == part.pairs and small.landmark_scale == (0, 3)
+    for k, row, column in itertools.product(range(3), range(size), range(size)):
+        block = part.images[k, row * width : (row + 1) * width, column * width : (column + 1) * width]
+        mean = sum(int(value) for value in block.ravel()) / width**2
+        assert abs(int(small.images[k, row, column]) - mean) <= 0.5
+        middle = (row * width + width // 2, column * width + width // 2)
+        assert small.labels[k, row, column] == part.labels[(k, *middle)]
+    # In parts of the image's edge, from its border on, a landmark stays where it was.
+    np.testing.assert_allclose((small.landmarks + 0.5) / size, (part.landmarks + 0.5) / edge, atol=1e-6)
+    assert in_size(part, edge) is in_size(part, None) is part
+
+
+@pytest.mark.parametrize(
+    "shape, size, told",
+    [
+        ((12, 12), 5, "comes in 12 x 12 pixels, or smaller: 6, 4, 3, 2; got size=5"),
+        ((12, 12), 0, "got size=0"),
+        ((12, 12), 24, "got size=24"),
+        ((45, 45), 22, "comes in 45 x 45 pixels, or smaller: 15, 9; got size=22"),
+        ((13, 13), 6, "comes in one size, (13, 13); got size=6"),
+        ((12, 10), 6, "comes in one size, (12, 10); got size=6"),
+        ((12, 12, 12), 6, "comes in one size, (12, 12, 12); got size=6"),
+    ],
+)
+def test_sizes_that_cannot_be_had_are_refused_and_no_wrong_one_is_offered(shape, size, told):
+    part = PairData("x", "test", np.zeros((2, *shape), np.uint8), [(0, 1)])
+    with pytest.raises(ValueError) as error:
+        in_size(part, size)
+    assert one_line(error).endswith(told) and one_line(error).startswith("x: ")
+    offered = one_line(error).split("smaller: ")
+    for number in offered[1].split(";")[0].split(", ") if len(offered) > 1 else ():
+        assert in_size(part, int(number)).shape == (int(number),) * 2

@@ -66,8 +66,9 @@ def test_pairs_are_all_ordered_pairs_of_two_expressions_of_one_model(root, monke
     assert loaded.names[:9] == [f"01_{e}" for e in demo_faces.EXPRESSIONS] + [
         f"02_{demo_faces.EXPRESSIONS[0]}"
     ]
-    with pytest.raises(ValueError, match="one size"):
-        data.load("rafd", "test", 128)
+    assert data.load("rafd", "test", 128).shape == (128, 128)
+    with pytest.raises(ValueError, match="256 x 256 pixels, or smaller: 128, 64, 32; got size=100"):
+        data.load("rafd", "test", 100)
 
 
 def test_an_image_is_the_cropped_gray_photograph(source, root):

@@ -108,7 +108,9 @@ def test_every_command_prints_on_an_ascii_terminal(text, printed):
     assert printed(commands.main, *words).isascii()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["oasis"], ["rafd"], ["anatomies", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list"], ["oasis"], ["rafd"], ["anatomies", "--help"], ["london", "--help"]]
+)
 def test_the_data_commands_print_on_an_ascii_terminal(words, printed, tmp_path):
     root = [] if "--help" in words else ["--root", str(tmp_path / "größe")]
     assert printed(data_download.main, *words, *root).isascii()

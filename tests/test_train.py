@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,6 +204,76 @@ def test_the_learning_rate_decays_as_published(toy_data, tmp_path, monkeypatch):
     )
     run("tm", "toy2d", 4, tmp_path)
     assert rates == [(pytest.approx(2e-3 * (1 - e / 4) ** 0.9), True) for e in range(4)]
+
+
+@pytest.fixture
+def other_pairs(toy_data, monkeypatch):
+    """``other_pairs(name, pairs)`` registers the images of ``toy2d`` with other pairs for the training."""
+    load = data.DATASETS["toy2d"]
+
+    def register(name, chosen, **changes):
+        def loaded(split, *args):
+            part = replace(load(split, *args), name=name, **changes)
+            return replace(part, pairs=chosen) if split == "train" else part
+
+        monkeypatch.setitem(data.DATASETS, name, loaded)
+
+    return register
+
+
+def test_more_pairs_are_learnt_from_and_nothing_else_changes(other_pairs, tmp_path, monkeypatch):
+    other_pairs("toy_more", [(0, 2), (1, 3), (0, 1)])
+    seen = []
+    sampler = train.PairSampler
+    monkeypatch.setattr(train, "PairSampler", lambda part, *args: seen.append(part) or sampler(part, *args))
+    card = run("vm-2", "toy2d", 2, tmp_path / "more", more_pairs="toy_more", epoch_of="images")
+    [part] = seen
+    assert part.name == "toy2d" and part.split == "train"
+    assert set(part.pairs) == {(0, 1), (1, 0), (2, 3), (3, 2), (0, 2), (1, 3)}
+    drawn = {pair for step in range(80) for pair in sampler(part, 2, epoch_of="images")(step)}
+    assert {frozenset(pair) for pair in drawn} == {frozenset(pair) for pair in part.pairs}
+    assert card["settings"]["more_pairs"] == "toy_more" and card["settings"]["data"] == "toy2d"
+    with pytest.raises(ValueError, match="other settings .*more_pairs"):
+        run("vm-2", "toy2d", 2, tmp_path / "more", epoch_of="images")
+
+
+def test_a_run_of_the_time_before_more_pairs_continues(toy_data, tmp_path):
+    def stop(record):
+        if record["step"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("vm-2", "toy2d", 3, tmp_path, watch=stop)
+    recipe = json.loads((tmp_path / "run.json").read_text())["recipe"]
+    assert "more_pairs" not in recipe and recipe["epoch_of"] == "pairs"  # as such a run has written it
+    card = run("vm-2", "toy2d", 3, tmp_path)
+    assert len(card["history"]) == 3 and "more_pairs" not in card["settings"]
+    assert run("vm-2", "toy2d", 3, tmp_path, more_pairs="")["weights"] == card["weights"]
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        (
+            "toy_plain",
+            "more_pairs: toy_plain does not have the images of toy2d",
+        ),  # the same ones without labels
+        ("toy_renamed", "more_pairs: toy_renamed does not have the images of toy2d"),
+        ("toy_changed", "more_pairs: toy_changed does not have the images of toy2d"),
+        ("toy_same", "more_pairs: toy_same has no pairs that toy2d does not have"),
+        ("toy2d", "more_pairs: toy2d has no pairs that toy2d does not have"),
+        ("toy_unknown", "unknown data set 'toy_unknown'"),
+    ],
+)
+def test_more_pairs_must_be_of_the_same_images(name, told, other_pairs, tmp_path):
+    images = data.load("toy2d", "train").images.copy()
+    images[0, 0, 0] += 1
+    other_pairs("toy_renamed", [(0, 2)], names=[f"j{k}" for k in range(8)])
+    other_pairs("toy_changed", [(0, 2)], images=images)
+    other_pairs("toy_same", [(1, 0)])
+    with pytest.raises(ValueError, match=told) as error:
+        run("vm-2", "toy2d", 2, tmp_path / "run", more_pairs=name)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
 def test_a_stacked_batch_holds_each_pair_in_its_order(toy_data):

@@ -185,6 +185,10 @@ def landmark_points(landmarks, scale: Iterable[int], shape: tuple[int, ...]) -> 
     landmarks : (m, K, D) numbers, or an array ``(K, D)`` for each of the first m images: K points in voxels
         along the axes of the images, each inside its image. None for none.
     scale : the numbers of two landmarks whose distance is the unit of errors in per cent; empty for none.
+
+    Returns
+    -------
+    ``landmarks`` (m, K, D) float32 or None, ``landmark_scale``, a tuple of two numbers or of none.
     """
     count, size = shape[0], np.array(shape[1:])
     scale = tuple(scale) if isinstance(scale, Iterable) and not isinstance(scale, str) else (scale,)
@@ -200,25 +204,26 @@ def landmark_points(landmarks, scale: Iterable[int], shape: tuple[int, ...]) -> 
             f"landmarks: expected (images, points, {len(size)}) numbers, of all {count} images or of the "
             f"first ones, got {given.shape}"
         )
-    if given.dtype.kind not in "iuf" or not np.isfinite(given).all():
-        raise ValueError(f"landmarks: expected finite numbers, got {given.dtype} with others among them")
+    if given.dtype.kind not in "iuf":
+        raise ValueError(f"landmarks: expected numbers, got {given.dtype}")
     points = given.astype(np.float32)
-    if (outside := ((points < -0.5) | (points > size - 0.5)).any(2)).any():
-        image, number = np.argwhere(outside)[0].tolist()
+    inside = ((points >= -0.5) & (points <= size - 0.5)).all(2)  # NaN is not
+    if not inside.all():
+        image, number = np.argwhere(~inside)[0].tolist()
         raise ValueError(
             f"landmarks: point {number} of image {image}, {points[image, number].tolist()}, lies outside the "
             f"image of {' x '.join(map(str, size))}; give voxels along the image's axes (of a picture: row, "
-            "then column)"
+            "then column), and only points that every image has"
         )
     if scale:
         whole = all(isinstance(k, (int, np.integer)) and 0 <= k < given.shape[1] for k in scale)
         if len(scale) != 2 or not whole or scale[0] == scale[1]:
             raise ValueError(
                 f"landmark_scale: expected two different numbers from 0 to {given.shape[1] - 1}, got "
-                f"{list(scale)}"
+                f"[{', '.join(map(str, scale))}]"
             )
-        if not np.linalg.norm(points[:, scale[0]] - points[:, scale[1]], axis=1).all():
-            raise ValueError("landmark_scale: in an image these two landmarks are at the same place")
+        if len(same := np.flatnonzero((points[:, scale[0]] == points[:, scale[1]]).all(1))):
+            raise ValueError(f"landmark_scale: in image {same[0]} these two landmarks are at the same place")
     return {"landmarks": points, "landmark_scale": tuple(int(k) for k in scale)}
 
 
@@ -339,10 +344,11 @@ def _stack(arrays: list[np.ndarray], what: str) -> np.ndarray:
     return np.stack(arrays)
 
 
-def numbered_pairs(pairs: Iterable, images: int, labelled: int) -> list[tuple[int, int]]:
-    """(moving, fixed) image numbers, checked against how many images there are and how many have labels.
+def numbered_pairs(pairs: Iterable, images: int, having: Mapping[str, int]) -> list[tuple[int, int]]:
+    """(moving, fixed) image numbers, checked against how many images there are, and how many have what.
 
-    ``labelled`` is ``images`` where nothing has labels.
+    ``having`` says how many images, from the first on, have a ``label map`` or a ``landmark``; what it does
+    not name is not needed.
     """
     try:
         pairs = [(operator.index(moving), operator.index(fixed)) for moving, fixed in pairs]
@@ -353,11 +359,12 @@ def numbered_pairs(pairs: Iterable, images: int, labelled: int) -> list[tuple[in
     numbers = {number for pair in pairs for number in pair}
     if odd := sorted(number for number in numbers if not 0 <= number < images):
         raise ValueError(f"pairs: there is no image {odd[0]}; the images have the numbers 0 to {images - 1}")
-    if odd := sorted(number for number in numbers if number >= labelled):
-        raise ValueError(
-            f"pairs: image {odd[0]} has no label map, only the first {labelled} have one; "
-            "leave out the labels or these pairs"
-        )
+    for what, count in having.items():
+        if odd := sorted(number for number in numbers if number >= count):
+            raise ValueError(
+                f"pairs: image {odd[0]} has no {what}, only the first {count} have any; "
+                f"leave out the {what}s or these pairs"
+            )
     return pairs
 
 

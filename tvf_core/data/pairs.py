@@ -87,8 +87,9 @@ class PairData:
                 landmarks=self.landmarks,
                 landmark_scale=self.landmark_scale,
             )
-            counts = [len(parts[key]) for key in ("images", "labels", "landmarks") if parts[key] is not None]
-            parts["pairs"] = once(numbered_pairs(self.pairs, counts[0], min(counts)), self.split)
+            arrays = {"label map": parts["labels"], "landmark": parts["landmarks"]}
+            having = {what: len(array) for what, array in arrays.items() if array is not None}
+            parts["pairs"] = once(numbered_pairs(self.pairs, len(parts["images"]), having), self.split)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.name}: {error}") from None
         for key, value in parts.items():
@@ -108,7 +109,7 @@ class PairData:
         return tuple(sorted({0, *self.label_names})) if self.label_names else ()
 
     def fingerprint(self) -> str:
-        """Hash by which results tell what they are from: ``origin``, else that of the images and labels."""
+        """Hash by which results tell what they are from: ``origin``, else that of the arrays."""
         if self.origin:
             return self.origin
         digest = hashlib.sha256(np.ascontiguousarray(self.images))
@@ -225,6 +226,8 @@ def load(name: str | Path, split: str, size: int | None = None, progress: bool =
     if str(name) in DATASETS:
         return DATASETS[str(name)](split, size, progress)
     folder = _folder(name)
+    if known := _known(folder):
+        return DATASETS[known](split, size, progress)
     return in_size(PairData(_own_name(folder), split, **prepared.read(folder, split)), size)
 
 
@@ -262,9 +265,8 @@ def name_of(data: str | Path) -> str:
 
 def _own_name(folder: Path) -> str:
     """Name of the data set in a folder, as :func:`name_of` gives it."""
-    for known, place in PREPARED.items():
-        if folder.resolve() == (data_root() / place).resolve():
-            return known
+    if known := _known(folder):
+        return known
     name = prepared.own_name(folder)
     if name in DATASETS and "command" not in (prepared.about(folder) or {}):
         raise ValueError(
@@ -272,6 +274,12 @@ def _own_name(folder: Path) -> str:
             f'write another one, such as "name": "my_{name}", into its {prepared.ABOUT}'
         )
     return name
+
+
+def _known(folder: Path) -> str:
+    """The first name of ``PREPARED`` whose place in the data root this folder is; empty if there is none."""
+    places = {(data_root() / place).resolve(): name for name, place in reversed(PREPARED.items())}
+    return places.get(folder.resolve(), "")
 
 
 def _is_path(data: str | Path) -> bool:
@@ -292,22 +300,27 @@ def _folder(name: str | Path) -> Path:
 
 
 def in_size(data: PairData, size: int | None) -> PairData:
-    """The data with square 2D images averaged down to an edge of ``size`` pixels, and landmarks with them.
+    """The data with square 2D images averaged down to an edge of ``size`` pixels.
 
-    ``None`` changes nothing. ValueError where the size is no whole fraction of the edge.
+    A pixel of the result is the mean of a block of pixels. Its label is the one in the middle of the block
+    (of an even block: at the pixel after its middle), and landmarks stay at their places in the picture.
+    ``None``, and an edge that the images have, change nothing. ValueError where the size is no whole fraction
+    of the edge.
     """
     if size in (None, *data.shape):
         return data
-    square = data.dim == 2 and data.shape[0] == data.shape[1]
-    if not square or size < 1 or data.shape[0] % size:
-        how = f", or a whole fraction of it, such as {data.shape[0] // 2}" * square
-        raise ValueError(f"{data.name}: comes in one size, {data.shape}{how}; got size={size}")
-    width = data.shape[0] // size
+    edge = data.shape[0]
+    square = data.dim == 2 and data.shape[1] == edge
+    if not square or size < 1 or edge % size:
+        smaller = [str(edge // k) for k in range(2, 9) if edge % k == 0 and edge > k] if square else []
+        own = f"{edge} x {edge} pixels, or smaller: {', '.join(smaller)}" if smaller else ""
+        raise ValueError(f"{data.name}: comes in {own or f'one size, {data.shape}'}; got size={size}")
+    width = edge // size
     blocks = data.images.reshape(-1, size, width, size, width)
     small = {"images": np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)}
-    if data.labels is not None:  # the label of a pixel is that of its middle
+    if data.labels is not None:
         small["labels"] = np.ascontiguousarray(data.labels[:, width // 2 :: width, width // 2 :: width])
-    if data.landmarks is not None:
+    if data.landmarks is not None:  # the middle of the first block is the new 0
         small["landmarks"] = (data.landmarks + 0.5) / width - 0.5
     return replace(data, **small)
 

@@ -17,7 +17,7 @@ Every key of ``dataset.json`` is optional:
 | ``names`` | a name for each image | 0, 1, 2, ... |
 | ``subjects`` | for each image, which person it shows | each image shows another person |
 | ``label_names`` | label number -> structure, without background | the labels that occur, "label 1", ... |
-| ``landmark_scale`` | the numbers of two landmarks whose distance is the unit of errors in per cent | no such errors |
+| ``landmark_scale`` | the numbers of two landmarks; 100 % of an error is their distance | no errors in % |
 | ``axes`` | 3D: where the array's axes run: R or L, A or P, S or I | RAS |
 | ``credit`` | what a figure of these images must say of where they are from | nothing |
 | ``spacing_mm`` | the size of a voxel; every computation here is in voxels | unknown |
@@ -25,6 +25,9 @@ Every key of ``dataset.json`` is optional:
 
 Other keys are remarks. Arrays are opened as memory maps: nothing is read before it is used, and processes
 share what was read.
+
+A folder may hold several lists of pairs, each of them a data set with a name of its own: ``pairs_train.csv``
+is that of ``london``, and ``people_train.csv`` that of ``london_people``.
 """
 
 from __future__ import annotations
@@ -130,6 +133,8 @@ def read(folder: Path, split: str, listing: str = "pairs") -> dict:
         if labels is not None and not (label_names and "sha256" in known):  # else they were checked already
             label_names = folder_checks.named(_values(folder / LABELS, _stamp(folder / LABELS)), label_names)
         axes = folder_checks.check_axes(known.get("axes", "RAS"))
+        if landmarks is not None:
+            points = folder_checks.landmark_points(landmarks, known.get("landmark_scale", ()), images.shape)
         pairs = {part: _read_pairs(file, part, names) for part, file in listings.items()}
     except (ValueError, TypeError, OSError) as error:
         again = (
@@ -143,7 +148,7 @@ def read(folder: Path, split: str, listing: str = "pairs") -> dict:
     if labels is not None and all(max(pair) < len(labels) for pair in pairs[split]):
         content |= {"labels": labels, "label_names": label_names}
     if landmarks is not None and all(max(pair) < len(landmarks) for pair in pairs[split]):
-        content |= {"landmarks": landmarks, "landmark_scale": known.get("landmark_scale", ())}
+        content |= points
     return content
 
 
@@ -207,7 +212,7 @@ def write(
         known["label_names"] = {str(number): text for number, text in checked["label_names"].items()}
     if landmarks is not None:
         arrays[LANDMARKS] = checked["landmarks"]
-        known |= {"landmark_scale": list(checked["landmark_scale"])} if landmark_scale else {}
+        known |= {"landmark_scale": list(scale)} if (scale := checked["landmark_scale"]) else {}
     if spacing is not None:
         known["spacing_mm"] = np.asarray(spacing, float).tolist()
     pairs = folder_checks.named_pairs(pairs, known["names"])
@@ -246,7 +251,7 @@ def complete(folder: Path, pairs: Mapping[str, Iterable[tuple[str, str]]], known
 def write_pairs(
     folder: Path, pairs: Mapping[str, Iterable[tuple[str, str]]], names: Iterable[str], listing: str = "pairs"
 ) -> None:
-    """Write a list of ordered (moving, fixed) names for each split; ValueError for a name not in ``names``."""
+    """Write a list of ordered (moving, fixed) names for each split; ValueError for one not in ``names``."""
     for split, of_split in pairs.items():
         if unknown := {name for pair in of_split for name in pair} - set(names):
             raise ValueError(f"the pairs of {split} name unknown images: {', '.join(sorted(unknown)[:5])}")
@@ -279,11 +284,12 @@ def _values(file: Path, stamp: tuple[int, int]) -> tuple[int, ...]:
 def _hashes(folder: Path, known: dict, listings: Iterable[Path]) -> dict[str, str]:
     """Hashes of the arrays and the lists of pairs: those that ``dataset.json`` has, else computed.
 
-    ValueError where a list of pairs, which is easily edited, is not the one that was hashed.
+    ValueError where a list of ``listings``, which is easily edited, is not the one that was hashed.
     """
-    arrays = (folder / name for name in (IMAGES, LABELS, LANDMARKS))
-    files = [file for file in (*arrays, *listings) if file.is_file()]
-    if "sha256" not in known:
+    files = [file for name in (IMAGES, LABELS, LANDMARKS) if (file := folder / name).is_file()]
+    files += listings
+    if "sha256" not in known:  # then of the folder's other lists too: all of them have one fingerprint
+        files += [file for split in folder_checks.SPLITS for file in folder.glob(pairs_file(split, "[!.]*"))]
         return {file.name: _hash(file, _stamp(file)) for file in files}
     hashes = known["sha256"]
     if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
@@ -302,7 +308,7 @@ def _hashes(folder: Path, known: dict, listings: Iterable[Path]) -> dict[str, st
 
 
 def _fingerprint(hashes: dict[str, str]) -> str:
-    """Hash of the images, labels and pairs: the same for the same content, however it was made."""
+    """Hash of all arrays and lists of pairs: the same for the same content, however it was made."""
     content = [digest for name, digest in sorted(hashes.items()) if name.endswith((".npy", ".csv"))]
     return hashlib.sha256("".join(content).encode()).hexdigest()[:16]
 

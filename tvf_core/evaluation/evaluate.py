@@ -201,6 +201,7 @@ def _settings(model: Model, pairs: PairData, chosen: list[int], weights: Path) -
         "origin": pairs.fingerprint(),
         "pairs": _hash("\n".join(f"{pairs.pair_name(k)} {pairs.person(k)}" for k in chosen)),
         "labels": list(pairs.label_names),
+        **({"landmark_scale": list(pairs.landmark_scale)} if pairs.landmark_scale else {}),
         "weights": sha256(weights)[:16] if entry.build else None,
         "integrator": model.config.integrator or None,  # empty where the method has no such option
         "constants": model.constants or None,
