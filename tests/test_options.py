@@ -33,6 +33,7 @@ TUNED = {  # as they were before profiles named them: every stored result of the
             integrator="heun",
             scales=[8, 4, 2, 1],
             iterations=[20, 20, 20, 40],
+            similarity="mse",
         )
     },
     "demo_brains": {
@@ -45,6 +46,7 @@ TUNED = {  # as they were before profiles named them: every stored result of the
             integrator="heun",
             scales=[8, 4, 2],
             iterations=[20, 20, 50],
+            similarity="mse",
         ),
         "convexadam": convexadam.DEFAULTS | dict(lambda_weight=0.5),
     },
