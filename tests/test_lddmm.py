@@ -273,6 +273,17 @@ def test_scales_that_make_no_pyramid_are_refused(scales):
         lddmm.register(moving, fixed, scales=scales)
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_bright_images_smaller_than_the_window_all_look_alike_to_local_ncc(dim):
+    """The docstring warns of it; the zeros around the image are the reason."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for n in (4, 30):
+        a, b = (0.7 + 0.3 * torch.rand(1, 1, *[n] * dim, generator=generator) for _ in range(2))
+        found[n] = lddmm.SIMILARITIES["lncc"](a, b).item()
+    assert found[4] < -0.9 < -0.75 < found[30]
+
+
 def test_a_similarity_that_is_not_known_is_refused():
     moving, fixed = blobs((20, 23), (2.0, 1.0), radius=3.0)
     with pytest.raises(ValueError, match="unknown similarity of LDDMM 'ncc'; known: lncc, mse"):

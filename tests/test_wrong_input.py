@@ -799,6 +799,10 @@ PROFILES = {  # name: (values, words)
         {"data": "demo_faces", "steps": 1, "constants": {"lddmm": {"scales": [4]}}},
         ["scales", "powers of two", "[4]"],
     ),
+    "list of similarities of a solver": (
+        {"data": "demo_faces", "steps": 1, "constants": {"lddmm": {"similarity": ["lncc"]}}},
+        ["similarity", "['lncc']", "lncc, mse"],
+    ),
     "similarity of a solver": (
         {"data": "demo_faces", "steps": 1, "constants": {"lddmm": {"similarity": "ncc"}}},
         ["similarity", "'ncc'", "lncc, mse"],

@@ -100,8 +100,8 @@ def register(
     steps : T, the number of velocity fields.
     alpha, gamma, beta : ``L = (-alpha Laplacian + gamma)^beta``, see :func:`tvf_core.losses.lddmm_energy`;
         alpha in squared voxels of the image, at every scale.
-    weight : of the energy against the mismatch, in units of the mismatch: one that suits ``mse`` is far too
-        small for ``lncc``.
+    weight : of the energy against the mismatch, in units of the mismatch: what suits ``mse`` is far too light
+        for ``lncc``, by a factor of about 50 on real faces.
     iterations : of LBFGS, one or two evaluations each; one number for every scale, or one per scale.
     scales : spacing of the velocity's grid in voxels of the image, one after the other: falling powers of
         two that end in 1 or 2. Velocities on a grid coarser than the image are fitted to images halved
