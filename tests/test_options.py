@@ -33,6 +33,7 @@ TUNED = {  # as they were before profiles named them: every stored result of the
             integrator="heun",
             scales=[8, 4, 2, 1],
             iterations=[20, 20, 20, 40],
+            similarity="mse",
         )
     },
     "demo_brains": {
@@ -45,6 +46,7 @@ TUNED = {  # as they were before profiles named them: every stored result of the
             integrator="heun",
             scales=[8, 4, 2],
             iterations=[20, 20, 50],
+            similarity="mse",
         ),
         "convexadam": convexadam.DEFAULTS | dict(lambda_weight=0.5),
     },
@@ -268,7 +270,8 @@ def test_the_sources_show_defaults_and_the_profiles_that_replace_them():
     assert found["convexadam", "lambda_weight", "1.25"] == "default of convexAdam 0.2.0"
     assert found["convexadam", "lambda_weight", "0.5"] == "profile anatomies, demo_brains"
     assert found["lddmm", "weight", "1.5e+04"] == "profile demo_faces"
-    assert found["lddmm", "scales", "8, 4, 2, 1"] == "profile demo_faces"
+    assert found["lddmm", "weight", "1e+04"] == "profile london"
+    assert found["lddmm", "scales", "8, 4, 2, 1"] == "profile demo_faces, london"
     assert all(row[4] for row in rows)
 
 

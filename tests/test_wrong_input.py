@@ -570,6 +570,11 @@ CALLS = {  # name: (call, error, words)
         ValueError,
         ["squaring", "euler, heun, rk4"],
     ),
+    "similarity of LDDMM": (
+        lambda: evaluate.evaluate("lddmm", "nowhere", constants={"similarity": "ssim"}),
+        ValueError,
+        ["similarity", "'ssim'", "lncc, mse"],
+    ),
     "scales of LDDMM": (
         lambda: evaluate.evaluate("lddmm", "nowhere", constants={"scales": [8, 3, 1]}),
         ValueError,
@@ -793,6 +798,14 @@ PROFILES = {  # name: (values, words)
     "scales of a solver": (
         {"data": "demo_faces", "steps": 1, "constants": {"lddmm": {"scales": [4]}}},
         ["scales", "powers of two", "[4]"],
+    ),
+    "list of similarities of a solver": (
+        {"data": "demo_faces", "steps": 1, "constants": {"lddmm": {"similarity": ["lncc"]}}},
+        ["similarity", "['lncc']", "lncc, mse"],
+    ),
+    "similarity of a solver": (
+        {"data": "demo_faces", "steps": 1, "constants": {"lddmm": {"similarity": "ncc"}}},
+        ["similarity", "'ncc'", "lncc, mse"],
     ),
     "constants of another method": (
         {"data": "demo_faces", "steps": 1, "constants": {"vm-2": {"alpha": 1}}},

@@ -129,6 +129,6 @@ def check_number(value, name: str, least: float, whole: bool = False, above: boo
 
 def one_of(value: str, known, what: str) -> str:
     """Return ``value`` if it is among ``known``; otherwise raise a ValueError that lists the known names."""
-    if value not in known:
+    if value not in list(known):  # a list, because a profile may give one, which no dict can look up
         raise ValueError(f"unknown {what} {value!r}; known: {', '.join(sorted(known))}")
     return value

@@ -54,6 +54,7 @@ SUM_BESIDE_MEAN = (
 )
 # Settings of LDDMM pair by pair. The paper does not use it, so it gives only alpha, gamma, beta and N.
 ALONE = {
+    "similarity": "Beg et al. 2005, the paper's eq. 1 (lncc: ours, the window of 9 voxels of TM-TVF's loss)",
     "steps": "paper, section 3: N",
     "weight": "ours: the number of TM-TVF_LDDMM's weight; the paper prints none",
     "scales": "ours: coarse to fine, to the grid of half the image's resolution that TM-TVF has",

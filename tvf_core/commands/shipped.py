@@ -29,9 +29,11 @@ PROFILES = {
     # The methods of the paper's Table 2, and LDDMM.
     "anatomies": ("identity", "convexadam", "lapirn", "lddmm", "tm", "tm-tvf-lddmm", "tm-tvf"),
 }
-SEEDS = {"london": {"tm": (1, 2), "tm-tvf": (1, 2)}}  # further trainings, with results such as tm-seed1
+SEEDS: dict[
+    str, dict
+] = {}  # further trainings, profile -> method -> seeds; their results are called tm-seed1
 # Further results of methods without a network: profile -> result -> method, and the profile of its constants.
-VARIANTS = {"london": {"lddmm-lncc": ("lddmm", "london_lncc")}}
+VARIANTS = {"london": {"lddmm-lncc": ("lddmm", "london_lncc"), "lddmm-smooth": ("lddmm", "london_smooth")}}
 README_TABLES = {"table1": "london", "table2": "demo_brains"}
 README_PAIR = 16
 

@@ -23,11 +23,13 @@ from ..sources import LDDMM, LDDMM_WEIGHT
 # one, and the three grids are usual for coarse-to-fine registration; the last has half the image's
 # resolution, as the velocity of TM-TVF has. Values that suit a data set better stand in its profile
 # (notebooks/profiles).
-_COMMON = dict(steps=8, integrator="rk4", scales=(8, 4, 2), iterations=40)
+_COMMON = dict(similarity="mse", steps=8, integrator="rk4", scales=(8, 4, 2), iterations=40)
 DEFAULTS = {
     dim: {name: number.value for name, number in LDDMM[dim].items()} | {"weight": LDDMM_WEIGHT[dim]} | _COMMON
     for dim in (2, 3)
 }
+# What may measure the mismatch of the images: name -> function of (B, 1, *S) pairs that is minimised.
+SIMILARITIES = {"mse": losses.mse, "lncc": losses.lncc}
 
 
 def solve(moving: torch.Tensor, fixed: torch.Tensor, **settings) -> Registration:
@@ -47,6 +49,8 @@ def check(settings: dict, dim: int) -> None:
             check_number(value, f"LDDMM: {name}", 0, above=True)
         elif name == "integrator":
             one_of(value, STEPS, "integrator of LDDMM")
+        elif name == "similarity":
+            one_of(value, SIMILARITIES, "similarity of LDDMM")
     settings = DEFAULTS[dim] | settings
     pyramid(settings["scales"], settings["iterations"])
 
@@ -83,11 +87,12 @@ def register(
     iterations: int | Sequence[int] = 40,
     scales: Sequence[int] = (1,),
     integrator: str = "rk4",
+    similarity: str = "mse",
 ) -> tuple[Registration, list[dict]]:
     """Align pairs, each by itself, by LBFGS over time-varying velocities, from coarse grids to fine ones.
 
-    Minimises the paper's eq. 1 (Beg et al. 2005): ``weight`` times :func:`energy`, plus the mean squared
-    difference of the images.
+    Minimises the paper's eq. 1 (Beg et al. 2005): ``weight`` times :func:`energy`, plus the mismatch of the
+    images, by default their mean squared difference.
 
     Parameters
     ----------
@@ -95,43 +100,52 @@ def register(
     steps : T, the number of velocity fields.
     alpha, gamma, beta : ``L = (-alpha Laplacian + gamma)^beta``, see :func:`tvf_core.losses.lddmm_energy`;
         alpha in squared voxels of the image, at every scale.
-    weight : of the energy against the mean squared difference of the images.
+    weight : of the energy against the mismatch, in units of the mismatch: what suits ``mse`` is far too light
+        for ``lncc``, by a factor of about 50 on real faces.
     iterations : of LBFGS, one or two evaluations each; one number for every scale, or one per scale.
     scales : spacing of the velocity's grid in voxels of the image, one after the other: falling powers of
         two that end in 1 or 2. Velocities on a grid coarser than the image are fitted to images halved
         until they are one level finer than that grid, their map doubled.
     integrator : see :func:`tvf_core.integrate.flow`.
+    similarity : the mismatch. ``mse`` is the mean squared difference of the images, ``lncc`` is
+        :func:`tvf_core.losses.lncc` with its window of 9 voxels, which is blind to brightness and contrast.
+        The window has as many voxels at every scale, so it covers more of the image on coarse grids. It also
+        covers zeros around the image: where a coarse image has but a few voxels along an axis, each window
+        reaches outside, and the step to these zeros outweighs what is in the image.
 
     Returns
     -------
     registration : Registration, its velocity on the grid of the last scale.
-    history : list of {"pair", "scale", "mse", "energy"} per evaluation; the energy is weighted.
+    history : list of {"pair", "scale", "mse", "energy"} per evaluation; the energy is weighted, and the
+        mismatch has the name of its similarity, so that with ``lncc`` the key is "lncc".
 
     Raises
     ------
-    ValueError : for scales that are no such powers, or iterations that are not one per scale.
+    ValueError : for scales that are no such powers, iterations that are not one per scale, or an unknown
+        similarity.
     """
     check_pair(moving, fixed)
+    one_of(similarity, SIMILARITIES, "similarity of LDDMM")
     grids, results, history = pyramid(scales, iterations), [], []
     # Whatever mode the caller is in: gradients, single precision at least, and none for the caller's images.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(moving.device.type, enabled=False):
         images = (image.detach().clone().to(fields.at_least_float32(image)) for image in (moving, fixed))
         for number, pair in enumerate(zip(*(image.split(1) for image in images))):
-            evaluations = []
-            results.append(
-                _register(*pair, steps, alpha, gamma, beta, weight, grids, integrator, evaluations)
+            result, evaluations = _register(
+                *pair, steps, alpha, gamma, beta, weight, grids, integrator, similarity
             )
+            results.append(result)
             history += [{"pair": number, **row} for row in evaluations]
         displacement, warped, velocity = (torch.cat(parts) for parts in zip(*results))
     return Registration(displacement, warped, velocity, integrator), history
 
 
-def _register(moving, fixed, steps, alpha, gamma, beta, weight, grids, integrator, history):
-    """Displacement, warped image and velocity of one pair, with gradients on; adds to the history.
+def _register(moving, fixed, steps, alpha, gamma, beta, weight, grids, integrator, similarity):
+    """(displacement, warped image, velocity) of one pair and its history, with gradients on.
 
     ``grids`` is what :func:`pyramid` gives.
     """
-    dim = moving.dim() - 2
+    dim, history = moving.dim() - 2, []
     levels, scales, counts = zip(*grids)
     images = [(moving, fixed)]
     for _ in range(levels[0]):
@@ -143,12 +157,12 @@ def _register(moving, fixed, steps, alpha, gamma, beta, weight, grids, integrato
         return smooth(w * unit, dim, alpha / scale**2, gamma, beta)
 
     def loss(w, scale, source, target):
-        """Mismatch and weighted energy; the map on a coarser grid is doubled."""
+        """Mismatch and weighted energy, by name; the map on a coarser grid is doubled."""
         displacement = flow(velocity(w, scale), integrator)
         if scale > 1:
             displacement = fields.double(displacement, source.shape[2:])
-        mse = losses.mse(fields.warp(source, displacement), target)
-        return mse, weight * energy(w * unit, scale)
+        mismatch = SIMILARITIES[similarity](fields.warp(source, displacement), target)
+        return {similarity: mismatch, "energy": weight * energy(w * unit, scale)}
 
     for before, level, scale, count in zip([levels[0], *levels], levels, scales, counts):
         for finer in range(before - 1, level - 1, -1):
@@ -158,13 +172,13 @@ def _register(moving, fixed, steps, alpha, gamma, beta, weight, grids, integrato
     with torch.no_grad():
         v = velocity(w, scale)
         displacement = flow(v, integrator, shape=moving.shape[2:])
-        return displacement, fields.warp(moving, displacement), v
+        return (displacement, fields.warp(moving, displacement), v), history
 
 
 def _minimise(w, scale, iterations, images, loss, size, history):
     """The unknown of one scale after ``iterations`` of LBFGS that start from ``w``; adds to the history.
 
-    ``loss(w, scale, *images)`` gives mismatch and energy as means. LBFGS stops on absolute tolerances, so it
+    ``loss(w, scale, *images)`` gives its terms by name, as means. LBFGS stops on absolute tolerances, so it
     minimises their sum times ``size``, the number of voxels.
     """
     w = w.detach().requires_grad_(True)
@@ -172,14 +186,14 @@ def _minimise(w, scale, iterations, images, loss, size, history):
 
     def closure():
         optimizer.zero_grad()
-        mse, cost = loss(w, scale, *images)
-        total = (mse + cost) * size
+        terms = loss(w, scale, *images)
+        total = sum(terms.values()) * size
         if not torch.isfinite(total):
             raise FloatingPointError(
                 f"LDDMM: not finite at scale {scale}, evaluation {len(history)}; try a larger weight"
             )
         total.backward()
-        history.append({"scale": scale, "mse": mse.item(), "energy": cost.item()})
+        history.append({"scale": scale} | {name: term.item() for name, term in terms.items()})
         return total
 
     optimizer.step(closure)
