@@ -36,7 +36,7 @@ _HERE = Path(__file__).parent
 
 CITATION = "DeBruine & Jones (2017), Face Research Lab London Set, doi 10.6084/m9.figshare.5047666"
 TERMS = "CC BY 4.0"
-CREDIT = f"Photographs: Face Research Lab London Set, DeBruine & Jones 2017, {TERMS}"
+CREDIT = f"Photographs: Face Research Lab London Set, DeBruine & Jones 2017, {TERMS}; cut, gray"
 NOTICE = f"""\
 Cite: {CITATION}.
 Licence: {TERMS}, https://creativecommons.org/licenses/by/4.0 (its text lies beside the photographs).

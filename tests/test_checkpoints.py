@@ -18,7 +18,7 @@ from torch import nn
 
 from tvf_core import checkpoints, commands
 from tvf_core.data.pairs import DATASETS
-from tvf_core.methods import NetworkConfig, swin_config
+from tvf_core.methods import METHODS, NetworkConfig, available, swin_config
 from tvf_core.model import Model
 from tvf_core.networks.swin import relative_position_index
 from tvf_core.paths import ROOT
@@ -394,6 +394,14 @@ def test_a_released_baseline_that_lacks_a_tensor_is_named(method, dim, path):
         checkpoints.load(path)
 
 
+@pytest.mark.parametrize("dim, method", [(d, m) for d in (2, 3) for m in available(d) if METHODS[m].build])
+def test_compact_files_keep_the_layers_that_give_the_field(dim, method):
+    """In every network, each layer with one output for each axis of space is below the limit."""
+    state = Model(NetworkConfig(method, dim)).network.state_dict()
+    heads = [t for t in state.values() if t.dim() == dim + 2 and t.shape[0] == dim]
+    assert heads and max(t.numel() for t in heads) <= checkpoints.COMPACT_ABOVE[dim]
+
+
 @pytest.mark.parametrize("size", [2_001, 5_000])
 def test_compact_files_round_matrices_and_keep_long_vectors(size, tmp_path):
     config = configuration("tm-tvf", (2, 4), 1, embed=8)
@@ -482,7 +490,8 @@ def test_pickled_network_is_refused(path):
 @pytest.mark.parametrize("method", ["", "tm-tvf", "tm-tvf-lddmm"])
 def test_convert_keeps_every_bit(method, path, tmp_path):
     model = random_model(configuration("tm-tvf", (2, 4), 1, embed=8))
-    assert max(tensor.numel() for tensor in model.network.state_dict().values()) > checkpoints.COMPACT_ABOVE
+    largest = max(tensor.numel() for tensor in model.network.state_dict().values())
+    assert largest > checkpoints.COMPACT_ABOVE[3]  # so that rounding would show
     torch.save(checkpoint(released_state(model)), path)
     out = tmp_path / "new" / "weights.safetensors"
     commands.weights.convert(path, out, method)

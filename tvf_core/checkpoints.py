@@ -26,7 +26,8 @@ from .networks.swin import relative_position_index
 from .paths import WEIGHTS, write_then_rename
 
 TRAINED_ON = {"london_people": "london"}  # data set -> the one whose weights have learnt from its pairs too
-COMPACT_ABOVE = 500  # compact files store larger tensors with 8 bits a number; the small heads stay exact
+# Compact files store larger tensors with 8 bits a number; in 2D and in 3D the small output layers stay exact.
+COMPACT_ABOVE = {2: 500, 3: 2_000}
 SCALE = ":scale"  # suffix of the entry with each row's scale: its largest absolute value, divided by 127
 # Released baselines: an entry that only this baseline has -> method, and substitutions that give our names.
 BASELINES = {
@@ -83,7 +84,7 @@ def save(path: Path, state: dict[str, torch.Tensor], config: NetworkConfig, comp
     tensors = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
-        if compact and tensor.dim() > 1 and tensor.numel() > COMPACT_ABOVE:
+        if compact and tensor.dim() > 1 and tensor.numel() > COMPACT_ABOVE[config.dim]:
             scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-30) / 127
             tensors[name + SCALE] = scale
             tensor = (tensor / _per_row(scale, tensor)).round().to(torch.int8)

@@ -39,7 +39,7 @@ CODE = code_hash(f"import {__name__}")
 
 # Values of a row that differ from run to run: they stand in the summary only.
 APART = ("seconds", "measuring", "peak_mb")
-PER_PAIR = 24  # pairs that are enough for a method that takes seconds for each
+PER_PAIR = 14  # pairs that are enough for a method that takes seconds for each
 
 
 def enough(method: str, limit: int = 0) -> int:

@@ -21,7 +21,7 @@ METRICS = {
     "dice": "Dice as Learn2Reg, mean over labels",
     "hd95": "95th percentile of the surface distance as Learn2Reg, voxels, mean over labels",
     "landmark_error": "mean distance of landmarks, pixels or voxels; 90th percentile: landmark_error_p90",
-    "landmark_error_percent": "the same in per cent of the distance of two landmarks (faces: of the pupils)",
+    "landmark_error_percent": "the same in per cent of a distance in the fixed image (faces: of the pupils)",
     "ssim": "SSIM (Wang 2004)",
     "fsim": "FSIM (Zhang 2011)",
     "sdlogj": "SDlogJ as Learn2Reg: standard deviation of log(det J + 3)",

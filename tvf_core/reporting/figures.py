@@ -6,6 +6,7 @@ Volumes are shown as one slice across the array axis ``axis`` (1 is coronal for 
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import matplotlib.pyplot as plt
@@ -48,8 +49,9 @@ COLORS = {
 
 
 def color_of(method: str) -> str:
-    """Colour of a method in the book; grey for a method without a colour of its own."""
-    return COLORS.get(method, "#555555")
+    """Colour of a method in the book, also of a result such as ``tm-seed1``; grey for any other name."""
+    known = [name for name in COLORS if method == name or method.startswith(f"{name}-")]
+    return COLORS[max(known, key=len)] if known else "#555555"
 
 
 def use_style() -> None:
@@ -135,19 +137,19 @@ def learning_curve(ax, history: list[dict], score: str) -> None:
     other.set_ylabel(f"validation {score} (blue)")
 
 
-def validation_curves(ax, curves: dict[str, list[list[float]]], score: str) -> None:
+def validation_curves(ax, curves: dict[str, list[list[float]]], colors: list[str], score: str) -> None:
     """Validation scores of several trainings over their steps.
 
     Parameters
     ----------
-    curves : name of the result -> (steps done, score) of every validation, as ``curve`` in a card of shipped
-        weights has them. Several trainings of one method have its colour.
+    curves : title -> (steps done, score) of every validation, as ``curve`` in a card of shipped weights has
+        them.
+    colors : of the curves, in their order.
     score : name of the score.
     """
-    for name, curve in curves.items():
-        method, _, seed = name.partition("-seed")
-        label = METHODS[method].title + f", seed {seed}" * bool(seed)
-        ax.plot(*zip(*curve), color=color_of(method), lw=1.2, ls=":" if seed else "-", label=label)
+    styles = {color: itertools.cycle(("-", "--", ":")) for color in colors}  # trainings of one method differ
+    for (title, curve), color in zip(curves.items(), colors):
+        ax.plot(*zip(*curve), color=color, lw=1.2, ls=next(styles[color]), label=title)
     ax.set(xlabel="optimiser step", ylabel=f"validation {score}")
     ax.legend(fontsize=8, ncols=2, frameon=False)
 
@@ -390,6 +392,25 @@ def forward_and_backward(
         jacobian_map(line[6], jacobian_determinant(result.displacement)[0], "det J", axis)
     credited(fig, credit)
     return fig
+
+
+def extremes(model, data, gain: dict[str, float]) -> list[tuple]:
+    """Rows for :func:`forward_and_backward`: the pair that gains most, and the one that gains least.
+
+    Parameters
+    ----------
+    model : registers them.
+    data : the split that has the pairs.
+    gain : name of a pair -> what it gains, for two pairs or more.
+    """
+    number, rows = {data.pair_name(k): k for k in range(len(data))}, []
+    for pair, name in {
+        max(gain, key=gain.get): "largest gain",
+        min(gain, key=gain.get): "smallest gain",
+    }.items():
+        item = data.batch([number[pair]])
+        rows.append((name, item["moving"], item["fixed"], model.register(item["moving"], item["fixed"])))
+    return rows
 
 
 def credited(fig, credit: str) -> None:

@@ -103,22 +103,19 @@ def _row(table: str, method: str, paper: dict, result: dict | None, extra: list[
     ]
 
 
-def scores(results: dict[str, dict], columns: dict[str, str], link: str = "") -> str:
+def scores(results: dict[str, dict], columns: dict[str, tuple[str, int]], link: str = "") -> str:
     """Markdown table with a row per result, and the means ± deviations of some metrics.
 
     Parameters
     ----------
     results, link : as in :func:`comparison`.
-    columns : metric -> heading, with the number of digits behind a colon where it is not three.
+    columns : metric -> heading, and the number of digits.
     """
     rows = []
     for result in results.values():
-        values = [
-            plus_minus(result["summary"].get(metric), int(heading.partition(":")[2] or 3))
-            for metric, heading in columns.items()
-        ]
+        values = [plus_minus(result["summary"].get(m), digits) for m, (_, digits) in columns.items()]
         rows.append([_linked(result, link), *values])
-    return markdown(["method", *(heading.partition(":")[0] for heading in columns.values())], rows)
+    return markdown(["method", *(heading for heading, _ in columns.values())], rows)
 
 
 def _linked(result: dict, link: str, remark: str = "") -> str:

@@ -32,8 +32,8 @@ class Profile:
     data: str
     """data set: a name of `tvf_core.data.DATASETS`, or the path of a folder (`tvf_core.data.prepared`)"""
     more_pairs: str = ""
-    """another data set of the same images, whose training pairs are learnt from too: `london_people` beside
-    `london`; empty is none"""
+    """a data set that is another list of pairs in the same folder, whose training pairs are learnt from too:
+    `london_people` beside `london`; empty is none"""
     size: str = "demo"
     """network size, see `tvf_core.methods.SIZES`; of methods that come in several"""
     image_size: int = 0

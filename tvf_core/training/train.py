@@ -209,12 +209,15 @@ def _load(profile: Profile, accelerator: Accelerator, progress: bool) -> list[Pa
 def _with_more_pairs(data: PairData, profile: Profile) -> PairData:
     """The training split with the pairs of the data set that ``more_pairs`` names.
 
-    ValueError where that one has other images or no other pairs.
+    ValueError where that one does not lie in the same folder or has no other pairs.
     """
     more = load(profile.more_pairs, "train", profile.image_size or None)
     # A folder has one fingerprint for all its lists, so the origin in the recipe stands for these pairs too.
     if more.fingerprint() != data.fingerprint() or more.names != data.names:
-        raise ValueError(f"more_pairs: {profile.more_pairs} does not have the images of {profile.data}")
+        raise ValueError(
+            f"more_pairs: {profile.more_pairs} is no further list of pairs in the folder of {profile.data}, "
+            "as london_people is of london"
+        )
     if set(more.pairs) <= set(data.pairs):
         raise ValueError(f"more_pairs: {profile.more_pairs} has no pairs that {profile.data} does not have")
     # Not every image has landmarks, and no training needs them.
