@@ -33,7 +33,7 @@ PROFILES = {
     "anatomies": ("identity", "convexadam", "lapirn", "lddmm", "tm", "tm-tvf-lddmm", "tm-tvf"),
 }
 # Further trainings: profile -> method -> seeds. Their results are called tm-seed1 and so on.
-SEEDS = {"london": {"tm": (1, 2), "tm-tvf": (1, 2)}}
+SEEDS = {"london": {}}
 # Further results of methods without a network: profile -> result -> method, and the profile of its constants.
 VARIANTS = {"london": {"lddmm-lncc": ("lddmm", "london_lncc"), "lddmm-smooth": ("lddmm", "london_smooth")}}
 SAMPLED = ("demo_faces",)  # data with more pairs than methods that take seconds for each are scored on
