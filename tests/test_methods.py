@@ -420,7 +420,7 @@ def test_lddmm_is_the_same_in_whatever_mode_it_is_called(mode, smooth_image):
 def test_losses_can_be_exchanged(toy_data, tmp_path):
     profile = Profile(
         "toy2d",
-        "tiny",
+        size="tiny",
         steps=2,
         time_steps=2,
         losses={"tm-tvf": {"ssim": 1.0, "velocity_diffusion": 0.5}},

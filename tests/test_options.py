@@ -271,7 +271,7 @@ def test_the_sources_show_defaults_and_the_profiles_that_replace_them():
     assert found["convexadam", "lambda_weight", "0.5"] == "profile anatomies, demo_brains"
     assert found["lddmm", "weight", "1.5e+04"] == "profile demo_faces"
     assert found["lddmm", "weight", "1e+04"] == "profile london"
-    assert found["lddmm", "scales", "8, 4, 2, 1"] == "profile demo_faces, london"
+    assert found["lddmm", "scales", "8, 4, 2, 1"] == "profile demo_faces, london, london_lncc, london_smooth"
     assert all(row[4] for row in rows)
 
 

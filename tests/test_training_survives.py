@@ -796,7 +796,7 @@ def test_a_finished_run_is_shown_to_who_watches(toy_data, tmp_path):
 def test_a_run_that_another_process_finishes_before_the_lock_is_free_is_not_trained_again(
     toy_data, tmp_path, monkeypatch
 ):
-    profile = Profile("toy2d", "tiny", steps=2, validations=1, validation_pairs=1)
+    profile = Profile("toy2d", size="tiny", steps=2, validations=1, validation_pairs=1)
     first = train.train("vm-2", profile, out=tmp_path / "run", progress=False)
     finished, asked = RunFolder.finished, []
     late = lambda self: asked.append(1) or (finished(self) if asked[1:] else None)  # noqa: E731
