@@ -336,7 +336,7 @@ def test_a_named_result_can_stand_for_its_method(stored, tmp_path, monkeypatch, 
     stored("demo_faces", "tm", {"ssim": [50.0] * 6})
     stored("demo_faces", "tm-tvf", {"ssim": [40.0, 41.0] * 3})
     stored("demo_faces", "tm-tvf", {"ssim": [60.0, 61.0] * 3}, name="wide")
-    entry = ENTRIES["significance-ssim"]
+    entry = ENTRIES["significance-ssim"] | {"data": ["demo_faces"]}
     assert (
         claims.claim(entry, tmp_path)[0].verdict == "not reproduced"
     )  # the names are not looked at unless told

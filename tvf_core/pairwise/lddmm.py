@@ -116,8 +116,7 @@ def register(
     Returns
     -------
     registration : Registration, its velocity on the grid of the last scale.
-    history : list of {"pair", "scale", "mse", "energy"} per evaluation; the energy is weighted, and the
-        mismatch has the name of its similarity, so that with ``lncc`` the key is "lncc".
+    history : per evaluation a dict: pair, scale, the mismatch (as mse or lncc), and the weighted energy.
 
     Raises
     ------
