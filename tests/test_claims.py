@@ -17,7 +17,7 @@ from tvf_core.evaluation.results import file_of, read_results
 from tvf_core.evaluation.scores import METRICS
 from tvf_core.methods import METHODS
 from tvf_core.paths import RESULTS, ROOT
-from tvf_core.reporting import claims, tables, verdicts
+from tvf_core.reporting import claims, figures, tables, verdicts
 
 LEDGER = tables.ledger()
 ENTRIES = {entry["id"]: entry for entry in LEDGER["claims"]}
@@ -574,3 +574,21 @@ def test_differences_per_person(stored, tmp_path):
     np.testing.assert_allclose(
         per_person("tm-tvf", "tm", "demo_faces", "ssim", tmp_path), [0.05, 0.0, 0.2], atol=1e-12
     )
+
+
+def test_a_further_training_has_the_colour_of_its_method():
+    assert figures.color_of("tm-tvf-seed1") == figures.COLORS["tm-tvf"] != figures.COLORS["tm"]
+    assert figures.color_of("lddmm-lncc") == figures.COLORS["lddmm"]
+    assert figures.color_of("wide") not in figures.COLORS.values()
+
+
+def test_a_table_of_scores_names_the_result_and_dashes_what_was_not_measured(stored, tmp_path):
+    stored("demo_faces", "tm", {"ssim": [0.5, 0.7] * 3}, name="wide")
+    table = tables.scores(
+        read_results(tmp_path, "demo_faces"), {"ssim": ("SSIM", 1), "dice": ("Dice", 3)}, "r"
+    )
+    assert table.splitlines()[0] == "| method | SSIM | Dice |"
+    row = (
+        '| <a href="r/demo_faces/wide.json">TM (wide)</a> | 0.6\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1 | – |'
+    )
+    assert table.splitlines()[2] == row
