@@ -333,6 +333,10 @@ def test_results_on_real_faces_are_those_of_the_shipped_weights():
                 assert card["pairs_seen"] == 20_000 and card["settings"]["more_pairs"] == "london_people"
                 assert card["settings"]["origin"] == result["card"]["settings"]["origin"]
                 assert len(card["curve"]) == 50
+    for method, steps in shipped.LONGER["london"].items():
+        card = json.loads((WEIGHTS / "london" / f"{method}-{steps}-steps.json").read_text())
+        one = json.loads(checkpoints.shipped(method, "london").with_suffix(".json").read_text())
+        assert card["settings"] == one["settings"] | {"steps": steps} and card["curve"][-1][0] == steps
     assert "20,000" in (ROOT / "README.md").read_text()
 
 

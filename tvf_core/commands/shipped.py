@@ -33,7 +33,9 @@ PROFILES = {
     "anatomies": ("identity", "convexadam", "lapirn", "lddmm", "tm", "tm-tvf-lddmm", "tm-tvf"),
 }
 # Further trainings: profile -> method -> seeds. Their results are called tm-seed1 and so on.
-SEEDS = {"london": {}}
+SEEDS = {"london": {"tm": (1, 2), "tm-tvf": (1, 2)}}
+# Trainings that show what more steps would bring: profile -> method -> steps. Only their curves are kept.
+LONGER = {"london": {"tm": 10_000, "tm-tvf": 10_000}}
 # Further results of methods without a network: profile -> result -> method, and the profile of its constants.
 VARIANTS = {"london": {"lddmm-lncc": ("lddmm", "london_lncc"), "lddmm-smooth": ("lddmm", "london_smooth")}}
 SAMPLED = ("demo_faces",)  # data with more pairs than methods that take seconds for each are scored on
@@ -51,6 +53,8 @@ def train_all() -> None:
     for profile, name, method in _shipped():
         if METHODS[method].build:
             ship(training.train(method, profile, out=runs() / profile.data / name, resume="beside"), name)
+    for profile, name, method in _longer():
+        ship_card(training.train(method, profile, out=runs() / profile.data / name, resume="beside"), name)
     evaluate_all()
 
 
@@ -62,12 +66,18 @@ def ship(run: dict, name: str) -> None:
     run : what :func:`tvf_core.training.train.train` has returned.
     name : of the result that the weights are for.
     """
-    weights, model = run["weights"], checkpoints.load(run["weights"])
+    model = checkpoints.load(run["weights"])
     target = checkpoints.shipped(name, run["settings"]["data"])
     checkpoints.save(target, model.network.state_dict(), model.config, compact=True)
+    ship_card(run, name)
+
+
+def ship_card(run: dict, name: str) -> None:
+    """Write the card and the validation curve of a finished training into book/weights; see :func:`ship`."""
     # Steps done, and the score of the weights then.
     curve = [[row["step"] + 1, round(row["validation"], 5)] for row in run["history"] if "validation" in row]
-    write_json(target.with_suffix(".json"), read_json(weights.with_suffix(".json")) | {"curve": curve})
+    target = checkpoints.shipped(name, run["settings"]["data"]).with_suffix(".json")
+    write_json(target, read_json(run["weights"].with_suffix(".json")) | {"curve": curve})
 
 
 @app.command(name="evaluate-all")
@@ -122,6 +132,13 @@ def bench_all() -> None:
             bench.renew(file)
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
+
+
+def _longer() -> Iterator[tuple[Profile, str, str]]:
+    """Profile, name and method of the trainings whose curves alone are kept, where their data are here."""
+    for name in dict.fromkeys(profile.data for profile, *_ in _shipped()):
+        for method, steps in LONGER.get(name, {}).items():
+            yield profiles.read(name).change(steps=steps), f"{method}-{steps}-steps", method
 
 
 def _shipped() -> Iterator[tuple[Profile, str, str]]:
