@@ -25,12 +25,22 @@ FLOORS = (
     ("losses",),
     ("pairwise", "data"),
     ("methods", "model", "checkpoints"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "scans"),
     ("reporting", "bench"),
     ("commands", "__main__"),
 )
 # Rooms of one floor that know nothing of each other.
-APART = {"networks", "metrics", "pairwise", "data", "training", "evaluation", "reporting", "bench"}
+APART = {
+    "networks",
+    "metrics",
+    "pairwise",
+    "data",
+    "training",
+    "evaluation",
+    "scans",
+    "reporting",
+    "bench",
+}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
