@@ -1,7 +1,7 @@
 """A registration in one file, ``velocity.safetensors``: v_t, its grid, and the affine map after it.
 
-From the velocity come the map and, with time running backwards, its inverse (:func:`tvf_core.integrate.flow`),
-on any grid and with as many steps as one likes.
+From the velocity come the map and, with time running backwards, its inverse
+(:func:`tvf_core.integrate.flow`), on any grid.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Flow:
     velocity : (1, T, D, *S') voxels per unit time, on ``grid`` or on the grid that halves it.
     grid : the working grid, in the fixed image's world.
     matrix : (D+1, D+1) affine map, fixed world to moving world.
-    integrator, substeps : as for :func:`tvf_core.integrate.flow`. With ``released``, which has no inverse, the
-        inverse comes from a fixed-point iteration.
+    integrator, substeps : as for :func:`tvf_core.integrate.flow`. With ``released``, which has no
+        inverse, the inverse comes from a fixed-point iteration.
     versions : what made it, for the reader; such as ``{"tvf_core": "0.1.0", "method": "tm-tvf"}``.
     """
 
@@ -52,7 +52,8 @@ class Flow:
             raise ValueError(f"velocity: expected (1, T, {dim}, *space), got shape {tuple(v.shape)}")
         if tuple(v.shape[3:]) not in (self.grid.shape, half):
             raise ValueError(
-                f"velocity: its space {tuple(v.shape[3:])} is neither its grid {self.grid.shape} nor half of it"
+                f"velocity: its space {tuple(v.shape[3:])} is neither that of its grid, {self.grid.shape}, "
+                "nor half of it"
             )
         if not v.is_floating_point() or not v.isfinite().all():
             raise ValueError("velocity: expected finite floating-point numbers")

@@ -92,8 +92,8 @@ def check_matrix(matrix: np.ndarray, dim: int, name: str) -> None:
     """Refuse what is no invertible affine matrix of ``dim`` dimensions."""
     if np.shape(matrix) != (dim + 1, dim + 1):
         raise ValueError(f"{name}: expected a {dim + 1} x {dim + 1} matrix, got shape {np.shape(matrix)}")
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"{name}: has NaN or infinite values")
+    if not (np.abs(matrix) < 1e9).all():
+        raise ValueError(f"{name}: has NaN, infinite or absurdly large values")
     if not np.allclose(matrix[-1], [0] * dim + [1]):
         raise ValueError(f"{name}: the last row must be {[0] * dim + [1]}, got {list(matrix[-1])}")
     lengths = np.linalg.norm(matrix[:-1, :-1], axis=0)

@@ -1,9 +1,9 @@
 """Files of transforms as ITK, ANTs, SimpleITK and Slicer read and write them.
 
-An affine map is a ``.mat`` (ANTs' ``0GenericAffine.mat``) or a text (``.txt``, ``.tfm``), a displacement field a
-NIfTI of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) with the vector intent (1007). In all of them the world is LPS;
-everything in this package is RAS. A field is not inverted on reading: ITK and ANTs refuse that too, and ship
-the inverse in a file of its own (``1InverseWarp.nii.gz``).
+An affine map is a ``.mat`` (ANTs' ``0GenericAffine.mat``) or a text (``.txt``, ``.tfm``), a displacement
+field a NIfTI of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) with the vector intent (1007). In all of them the
+world is LPS; everything in this package is RAS. A field is not inverted on reading: ITK and ANTs refuse that
+too, and the inverse has a file of its own (``1InverseWarp.nii.gz``).
 """
 
 from __future__ import annotations
