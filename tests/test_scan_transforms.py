@@ -240,6 +240,16 @@ def test_field_files_are_the_same_bytes_and_no_half_file_stays(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz"]
 
 
+def test_what_is_not_finite_in_a_field_is_zero_as_in_itk(tmp_path):
+    grid = GRIDS["2D"]
+    field = smooth_field(grid)
+    field[3, 4], field[5, 6, 1] = np.nan, np.inf
+    transforms.write_warp(tmp_path / "a.nii.gz", field, grid)
+    (ours,) = transforms.read(tmp_path / "a.nii.gz")
+    theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).transpose(1, 0, 2)
+    assert np.array_equal(-ours.displacement, theirs) and (ours.displacement[3, 4] == 0).all()
+
+
 # The file of a velocity
 
 
