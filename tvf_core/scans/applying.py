@@ -86,10 +86,16 @@ def most_weight(labels: torch.Tensor, index: torch.Tensor, outside: int = 0) -> 
             voxel.append(lower[:, axis] + upper)
         weights.append(weight)
         found.append(sample_at(labels, torch.stack(voxel, 1), "nearest", None)[0])
-    best = torch.zeros_like(weights[0])
-    winner = torch.full_like(found[0], outside)
+    winner = found[0].clone()
+    mixed = torch.stack([other != winner for other in found]).any(0).nonzero()[:, 0]
+    found = [
+        other[mixed] for other in found
+    ]  # elsewhere, which is nearly everywhere, there is one label only
+    weights = [weight[mixed] for weight in weights]
+    best, choice = torch.zeros_like(weights[0]), found[0]
     for label in found:
         score = sum(torch.where(other == label, weight, 0) for other, weight in zip(found, weights))
-        better = (score > best) | ((score == best) & (label < winner))
-        best, winner = torch.where(better, score, best), torch.where(better, label, winner)
+        better = (score > best) | ((score == best) & (label < choice))
+        best, choice = torch.where(better, score, best), torch.where(better, label, choice)
+    winner[mixed] = choice
     return winner.masked_fill_(~inside(index, shape), outside)

@@ -97,7 +97,7 @@ def write_warp(path: Path, displacement: np.ndarray, grid: Grid) -> None:
     image.set_sform(affine, 1)
     with write_then_rename(path) as temporary, open(temporary, "wb") as file:
         if path.name.endswith(".gz"):
-            with gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0) as packed:
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
                 image.to_stream(packed)
         else:
             image.to_stream(file)
@@ -124,7 +124,7 @@ def read_field(path: Path) -> Warp:
     if need > have * (1100 if path.name.lower().endswith(".gz") else 1):  # gzip packs by 1032 at most
         raise ValueError(f"{path}: the file is cut short (damaged download?)")
     try:
-        field = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:dim], dim)
+        field = np.array(image.dataobj, dtype=np.float32).reshape(*shape[:dim], dim)
     except Exception:
         raise ValueError(f"{path}: the file is cut short (damaged download?)") from None
     keep = [*range(dim), 3]
@@ -132,7 +132,8 @@ def read_field(path: Path) -> Warp:
         grid = Grid(shape[:dim], itk_affine(header)[np.ix_(keep, keep)])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    field = np.where(np.isfinite(field), field, 0) * lps(dim).astype(np.float32)  # ITK reads NaN as 0
+    np.nan_to_num(field, copy=False, nan=0, posinf=0, neginf=0)  # as ITK reads them
+    field *= lps(dim).astype(np.float32)
     return Warp(field, grid)
 
 
