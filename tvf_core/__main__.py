@@ -1,5 +1,5 @@
 """``python -m tvf_core``: the ``tvf`` command, also for ``accelerate launch -m tvf_core``."""
 
-from .commands import main
+from .commands import entry
 
-main()
+entry()

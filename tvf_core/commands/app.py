@@ -12,8 +12,23 @@ from ..console import print_any_text
 app = SubcommandApp()
 
 
+# What wrong input raises; anything else that ends with a line is no fault of the input.
+WRONG_INPUT = (ValueError, TypeError, OSError, ImportError)
+
+
+def entry() -> None:
+    """The command: :func:`main`, with status 2 for wrong input, as for a wrong option, and 1 otherwise."""
+    try:
+        main()
+    except SystemExit as end:
+        if isinstance(end.code, str) and isinstance(end.__context__, WRONG_INPUT):
+            print(end.code, file=sys.stderr)
+            raise SystemExit(2) from None
+        raise
+
+
 def main() -> None:
-    """Entry point: a wrong input ends with one line, not a traceback."""
+    """Run the command line: a wrong input ends with one line, not a traceback."""
     print_any_text()
     try:
         app.cli(
@@ -21,7 +36,7 @@ def main() -> None:
             description="Diffeomorphic image registration with time-varying velocity fields.",
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
+    except (*WRONG_INPUT, FloatingPointError, MemoryError) as error:
         sys.exit(f"tvf: {error}")
     except KeyboardInterrupt:
         sys.exit(

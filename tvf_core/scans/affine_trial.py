@@ -116,9 +116,7 @@ def summary(rows: list[dict]) -> list[dict]:
 
 def measure(case: Case, **options) -> dict:
     """Register a case: errors before, after and of the best affine map, in mm, and what was reported."""
-    matrix, report = affine.register(
-        case.moving, case.fixed, case.moving_grid, case.fixed_grid, **options
-    )
+    matrix, report = affine.register(case.moving, case.fixed, case.moving_grid, case.fixed_grid, **options)
     best = _error(best_affine(case.fixed_points, case.moving_points), case)
     found = _error(matrix, case)
     return {
@@ -208,9 +206,7 @@ def move(
     target = np.eye(dim + 1)
     target[:-1, :-1] = start.spacing * rotation(rng, dim, 10.0) @ axes
     target[:-1, -1] = middle - target[:-1, :-1] @ ((np.array(start.shape) - 1) / 2)
-    places = map_by(
-        np.linalg.inv(matrix @ grid.affine) @ target, np.moveaxis(np.indices(start.shape), 0, -1)
-    )
+    places = map_by(np.linalg.inv(matrix @ grid.affine) @ target, np.moveaxis(np.indices(start.shape), 0, -1))
     moved = fields.sample(image, torch.from_numpy(places).to(image.dtype).movedim(-1, 0)[None])
     what = {"turn": turn, "shift": shift, "scale": scale}
     return moved, Grid(start.shape, target), matrix, what

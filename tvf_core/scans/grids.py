@@ -154,7 +154,7 @@ def working_grid(
         gap = np.linalg.norm(fixed.corners().mean(0) - map_by(back, moving.corners()).mean(0))
         raise ValueError(
             f"moving and fixed do not overlap in the world: their centres are {gap:.0f} mm apart; "
-            "find the affine (--affine auto) or give one (--init FILE)"
+            "find the affine map (--affine auto) or give one (--affine FILE)"
         )
     multiples = np.broadcast_to(multiple, dim)
     sizes = [math.ceil(math.ceil(e / spacing - 1e-4) / m) * int(m) for e, m in zip(extent, multiples)]

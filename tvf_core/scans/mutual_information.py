@@ -34,7 +34,9 @@ def joint_histogram(fixed, moving: torch.Tensor, weights: torch.Tensor, bins: in
     """
     lower_fixed, upper_share = fixed
     lower, share = bin_places(moving, bins)
-    first = lower + lower_fixed * bins + bins * bins * torch.arange(len(moving), device=moving.device)[:, None]
+    first = (
+        lower + lower_fixed * bins + bins * bins * torch.arange(len(moving), device=moving.device)[:, None]
+    )
     upper, whole = weights * share, weights
     parts = [
         (first, (whole - upper) * (1 - upper_share)),

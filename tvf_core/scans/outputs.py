@@ -1,0 +1,370 @@
+"""The folder of results of ``tvf register``: images, maps, labels, points, numbers and the report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+
+from .. import __version__, metrics
+from ..fields import jacobian_determinant, warp
+from ..losses import lncc
+from ..paths import must_be_writable, sha256, write_json
+from . import report
+from .applying import apply_image
+from .flows import Flow, write_flow
+from .images import Scan
+from .maps import Linear, map_points
+from .mutual_information import bin_places, joint_histogram, normalised
+from .points import write_points
+from .register import Outcome
+from .repeat import AFFINE, INVERSE_WARP, WARP, commands
+from .transforms import write_affine, write_warp
+from .writing import write_image
+
+VELOCITY, REPORT, RECORD = "velocity.safetensors", "report.html", "run.json"
+
+
+def _mutual_information(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    weights = torch.ones_like(moving.view(1, -1))
+    return normalised(joint_histogram(bin_places(fixed.flatten()), moving.view(1, -1), weights))
+
+
+# Name -> of two images (1, 1, *S) in [0, 1]; higher is more alike.
+SIMILARITIES = {
+    "Local NCC": lambda moving, fixed: -lncc(moving, fixed),
+    "Normalised mutual information": _mutual_information,
+}
+
+
+def check(out: Path, replace: bool = False) -> None:
+    """See that results can be written to a folder, before any work.
+
+    Raises
+    ------
+    ValueError : the folder holds results already and ``replace`` is not set, or it holds something else.
+    OSError : it cannot be written.
+    """
+    out = Path(out)
+    if out.is_file():
+        raise ValueError(f"{out} is a file; name a folder for the results")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / RECORD).is_file():
+            raise ValueError(f"{out} holds other files; name a new folder for the results")
+        if not replace:
+            raise ValueError(
+                f"{out} holds the results of an earlier registration; add --replace, or name a new one"
+            )
+    must_be_writable(out.absolute().parent, "name another folder for the results")
+
+
+def write(outcome: Outcome, out: Path, settings: dict | None = None) -> dict:
+    """Write the results of a registration into a folder that appears only when all of them are there.
+
+    Parameters
+    ----------
+    outcome : what :func:`tvf_core.scans.register.register` gave.
+    out : the folder; results of an earlier registration there are replaced.
+    settings : what the caller chose, for ``run.json``.
+
+    Returns
+    -------
+    The content of ``run.json``: files read with their sha256, settings, notes, seconds, versions, and the
+    numbers of the report.
+    """
+    start, out = time.perf_counter(), Path(out)
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
+    try:
+        files = _write_maps(outcome, part)
+        chains = outcome.forward(), outcome.backward()
+        files |= _write_images(outcome, part, *chains)
+        files |= _write_labels(outcome, part, *chains)
+        files |= _write_points(outcome, part, *chains)
+        numbers = measure(outcome, *chains)
+        seconds = outcome.seconds | {"writing": time.perf_counter() - start}
+        report.write(part / REPORT, _case(outcome, out, numbers, seconds, files))
+        record = _record(outcome, settings or {}, numbers, seconds, files)
+        write_json(part / RECORD, record)
+        part.chmod(0o755)
+        _swap(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return record
+
+
+def _swap(part: Path, out: Path) -> None:
+    """Put a folder in the place of another one, which is deleted once the new one is there."""
+    if not out.exists():
+        os.replace(part, out)
+        return
+    old = part.with_suffix(".old")
+    os.replace(out, old)
+    try:
+        os.replace(part, out)
+    except OSError:
+        os.replace(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_maps(outcome: Outcome, folder: Path) -> dict[str, str]:
+    """The affine map, both fields, and the velocity if there is one: file -> what it is."""
+    grid = outcome.inputs.fixed.grid
+    write_affine(folder / AFFINE, outcome.matrix)
+    for name, inverse in ((WARP, False), (INVERSE_WARP, True)):
+        write_warp(folder / name, outcome.warp(inverse).displacement, grid)
+    files = {
+        AFFINE: "The affine map, from fixed to moving points.",
+        WARP: "The displacement field on the grid of the fixed image, in mm; the affine map comes after it.",
+        INVERSE_WARP: "The displacement field of the inverse, on the same grid.",
+    }
+    result = outcome.registration
+    if result.velocity is not None:
+        versions = {"tvf_core": __version__, "torch": torch.__version__, "method": outcome.method}
+        flow = Flow(
+            result.velocity, outcome.grid, outcome.matrix, result.integrator, result.substeps, versions
+        )
+        write_flow(folder / VELOCITY, flow)
+        files[VELOCITY] = (
+            "The velocity fields, the working grid and the affine map in one file, from which tvf apply and "
+            "tvf compose compute the map and its inverse."
+        )
+    return files
+
+
+def _image_name(stem: str, scan: Scan) -> str:
+    """Name of a file for a warped image: a picture stays a picture."""
+    return f"{stem}.png" if _is_picture(scan) else f"{stem}.nii.gz"
+
+
+def _is_picture(scan: Scan) -> bool:
+    return scan.path.suffix.lower() in (".png", ".jpg", ".jpeg")
+
+
+def _write_images(outcome: Outcome, folder: Path, forward, backward) -> dict[str, str]:
+    scans, files = outcome.inputs, {}
+    for stem, scan, like, chain, text in (
+        ("Warped", scans.moving, scans.fixed, forward, "The moving image on the grid of the fixed one."),
+        (
+            "InverseWarped",
+            scans.fixed,
+            scans.moving,
+            backward,
+            "The fixed image on the grid of the moving one.",
+        ),
+    ):
+        name = _image_name(stem, like)
+        values = apply_image(scan, like.grid, chain)
+        write_image(folder / name, values, like.grid, flat=like.flat, slab=like.slab)
+        files[name] = text
+    return files
+
+
+def _write_labels(outcome: Outcome, folder: Path, forward, backward) -> dict[str, str]:
+    scans, files = outcome.inputs, {}
+    for stem, labels, like, chain, text in (
+        ("WarpedLabels", scans.moving_labels, scans.fixed, forward, "The moving labels on the fixed grid"),
+        (
+            "InverseWarpedLabels",
+            scans.fixed_labels,
+            scans.moving,
+            backward,
+            "The fixed labels on the moving grid",
+        ),
+    ):
+        if labels is None:
+            continue
+        for suffix, kind, how in (
+            ("", "nearest", ", each voxel with the label of the nearest voxel."),
+            ("Smooth", "smooth", "; every label was interpolated, and the largest won: smoother borders."),
+        ):
+            name = _image_name(stem + suffix, like)
+            values = apply_image(labels, like.grid, chain, kind)
+            write_image(folder / name, values, like.grid, flat=like.flat, labels=True, slab=like.slab)
+            files[name] = text + how
+    return files
+
+
+def _write_points(outcome: Outcome, folder: Path, forward, backward) -> dict[str, str]:
+    files = {}
+    for name, found, chain, text in (
+        (
+            "moving_points_in_fixed.csv",
+            outcome.inputs.moving_points,
+            backward,
+            "The moving points in the fixed world",
+        ),
+        (
+            "fixed_points_in_moving.csv",
+            outcome.inputs.fixed_points,
+            forward,
+            "The fixed points in the moving world",
+        ),
+    ):
+        if found is not None:
+            write_points(folder / name, map_points(chain, found.positions), like=found)
+            files[name] = f"{text}, in LPS mm."
+    return files
+
+
+def measure(outcome: Outcome, forward, backward) -> dict:
+    """Numbers of a registration: folding, error of the inverse, similarity, Dice and errors of points.
+
+    Parameters
+    ----------
+    outcome : the registration.
+    forward, backward : its chains.
+
+    Returns
+    -------
+    ``folding`` by convention; ``inverse_error_mm`` (mean, largest); ``similarity``, ``dice`` (per label) and
+    ``landmark_error_mm`` (per point) as rows of name, before, after. *Before* is as the files place the
+    images, but for the similarity, which is measured on the working grid after the affine map.
+    """
+    result = outcome.registration
+    u = result.displacement.cpu()
+    spacing = outcome.grid.spacing[0]
+    error = metrics.inverse_consistency_error(u, outcome.inverse.cpu()) * spacing
+    warped = warp(outcome.before, result.displacement)
+    numbers = {
+        "folding": report.folding_numbers(u),
+        "inverse_error_mm": (float(error.mean()), float(error.max())),
+        "similarity": [
+            (name, float(of(outcome.before, outcome.fixed)), float(of(warped, outcome.fixed)))
+            for name, of in SIMILARITIES.items()
+        ],
+    }
+    scans = outcome.inputs
+    if scans.moving_labels and scans.fixed_labels:
+        numbers["dice"] = _dice(scans, forward)
+    if scans.moving_points and scans.fixed_points:
+        there, here = scans.moving_points.positions, scans.fixed_points.positions
+        errors = [np.linalg.norm(there - at, axis=1) for at in (here, map_points(forward, here))]
+        numbers["landmark_error_mm"] = [(str(k + 1), *map(float, row)) for k, row in enumerate(zip(*errors))]
+    return numbers
+
+
+def summary(record: dict) -> list[str]:
+    """What a user wants to know first of a registration, in a few lines; ``record`` is ``run.json``."""
+    numbers, grid = record["numbers"], record["working_grid"]
+    sizes = " x ".join(map(str, grid["shape"]))
+    total = sum(record["seconds"].values())
+    lines = [f"working grid {sizes} at {grid['spacing_mm']:.3g} mm, {total:.0f} s in all"]
+    for name, before, after in numbers["similarity"]:
+        lines.append(f"{name}: {before:.3f} before, {after:.3f} after")
+    for key, title in (
+        ("dice", "Dice, mean over labels"),
+        ("landmark_error_mm", "distance of the points, mm"),
+    ):
+        if rows := [row for row in numbers.get(key, ()) if np.isfinite(row[1:]).all()]:
+            before, after = np.mean([row[1:] for row in rows], axis=0)
+            lines.append(f"{title}: {before:.3f} before, {after:.3f} after")
+    mean, largest = numbers["inverse_error_mm"]
+    lines.append(
+        f"folding: NDV {numbers['folding']['ndv_percent']:.3g} %; error of the inverse: {mean:.2g} mm, "
+        f"at most {largest:.2g}"
+    )
+    return [*lines, *(f"warning: {text}" for text in record["warnings"])]
+
+
+def _dice(scans, forward) -> list[tuple[str, float, float]]:
+    """Dice of each label on the fixed grid, as the files place the images and after the registration."""
+    moving, fixed = scans.moving_labels, scans.fixed_labels
+    names = sorted({*np.unique(moving.values).tolist(), *np.unique(fixed.values).tolist()} - {0})
+    tensor = [torch.from_numpy(fixed.values)[None, None]]
+    for chain in ([Linear(np.eye(scans.dim + 1))], forward):
+        tensor.append(torch.from_numpy(apply_image(moving, fixed.grid, chain, "nearest"))[None, None])
+    whole, before, after = tensor
+    there = set(np.unique(moving.values).tolist()) & set(np.unique(fixed.values).tolist())
+    scores = [metrics.dice(x, whole, whole, names) for x in (before, after)]
+    return [
+        (str(name), *(float(s[k]) if name in there else float("nan") for s in scores))
+        for k, name in enumerate(names)
+    ]
+
+
+def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict) -> report.ReportCase:
+    """What the report tells."""
+    scans, result = outcome.inputs, outcome.registration
+    u, found = result.displacement.cpu(), outcome.affine
+    summary = None
+    if found is not None:
+        summary = report.AffineSummary(found.turn, found.shift, found.singular_values, found.warnings)
+    extras = {
+        "labels": scans.moving_labels and scans.moving_labels.path,
+        "points": scans.moving_points and scans.moving_points.path,
+    }
+    return report.ReportCase(
+        moving=str(scans.moving.path),
+        fixed=str(scans.fixed.path),
+        method=outcome.title,
+        grid=outcome.grid,
+        fixed_image=_plane(outcome.fixed),
+        before=_plane(outcome.before),
+        warped=_plane(warp(outcome.before, result.displacement)),
+        displacement=u[0].numpy(),
+        determinant=jacobian_determinant(u)[0].numpy(),
+        folding=numbers["folding"],
+        inverse_error=numbers["inverse_error_mm"],
+        similarity=tuple(numbers["similarity"]),
+        seconds=seconds,
+        versions=_versions(),
+        files=files,
+        commands=commands(
+            *(scans.moving.path, scans.fixed.path, out, scans.dim),
+            moving_flat=scans.moving.flat,
+            fixed_flat=scans.fixed.flat,
+            **extras,
+        ),
+        notes=outcome.notes,
+        dice=tuple(numbers.get("dice", ())),
+        landmarks=tuple(numbers.get("landmark_error_mm", ())),
+        affine=summary,
+        pixels=_is_picture(scans.fixed),
+    )
+
+
+def _plane(image: torch.Tensor) -> np.ndarray:
+    return image[0, 0].cpu().numpy()
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "tvf_core": __version__,
+        "PyTorch": torch.__version__,
+        "nibabel": nibabel.__version__,
+        "NumPy": np.__version__,
+        "Python": platform.python_version(),
+    }
+
+
+def _record(outcome: Outcome, settings: dict, numbers: dict, seconds: dict, files: dict) -> dict:
+    """Content of ``run.json``."""
+    scans = outcome.inputs
+    read = {"moving": scans.moving, "fixed": scans.fixed}
+    read |= {"moving_labels": scans.moving_labels, "fixed_labels": scans.fixed_labels}
+    read |= {"moving_points": scans.moving_points, "fixed_points": scans.fixed_points}
+    return {
+        "inputs": {
+            role: {"file": str(one.path), "sha256": sha256(one.path)} for role, one in read.items() if one
+        },
+        "settings": settings,
+        "method": outcome.method,
+        "working_grid": {"shape": list(outcome.grid.shape), "spacing_mm": round(outcome.grid.spacing[0], 6)},
+        "affine_fixed_to_moving_ras_mm": outcome.matrix.tolist(),
+        "notes": list(outcome.notes),
+        "warnings": list(outcome.affine.warnings) if outcome.affine else [],
+        "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+        "versions": _versions(),
+        "numbers": numbers,
+        "files": files,
+    }
