@@ -1,13 +1,18 @@
 """Scans: positions as SimpleITK and ANTs see them, values, labels, pictures, and files written for both."""
 
 import itertools
+import struct
+import tempfile
 import warnings
+from pathlib import Path
 
 import ants
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -16,6 +21,7 @@ from tvf_core.scans.images import check_pair, normalise, read_image, read_labels
 from tvf_core.scans.writing import write_image
 
 RNG = np.random.default_rng(5)
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
 TURN = Rotation.from_euler("xyz", [10, -20, 35], degrees=True).as_matrix()
 
 
@@ -126,7 +132,6 @@ def test_sheared_axes_need_a_qform_or_the_nearest_rotation(shear, tmp_path):
     assert_where_itk_is(scan, written)
 
 
-TURN_2D = TURN[:2, :2] / np.linalg.norm(TURN[:2, :2], axis=0)  # not a rotation: see below
 ROTATION_2D = Rotation.from_euler("z", 25, degrees=True).as_matrix()[:2, :2]
 LINEAR_2D = {
     "plain": np.eye(2),
@@ -550,3 +555,41 @@ def test_normalise_odd_cases(monkeypatch):
     whole = normalise(values)[0]
     monkeypatch.setattr("tvf_core.scans.images.SAMPLE", 10_000)
     assert np.abs(normalise(values)[0] - whole).max() < 0.03
+
+
+@settings(max_examples=120, derandomize=True, deadline=None, database=None)
+@given(
+    codes=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    units=st.sampled_from([0, 1, 2, 3]),
+    turn=st.tuples(*[st.floats(-180, 180)] * 3),
+    quaternion=st.tuples(*[st.floats(-0.625, 0.625, width=32)] * 3),
+    sizes=st.tuples(*[st.floats(0.5, 6, width=32)] * 3),
+    stretch=st.sampled_from([0, 1e-5, 4e-4, 0.01, 0.2]),
+    factor=st.sampled_from([-1, 0, 1]),
+    flat=st.booleans(),
+)
+def test_random_headers_are_read_as_itk_reads_them(
+    codes, units, turn, quaternion, sizes, stretch, factor, flat
+):
+    """Any codes, units, quaternion, factor q, and a sform that may be sheared: ITK reads it alike."""
+    linear = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() * sizes
+    linear[:, 1] += stretch * linear[:, 0]
+    image = nib.Nifti1Image(VOLUME[:, :, 0] if flat else VOLUME, np.eye(4))
+    content = bytearray(image.to_bytes())
+    content[76:92] = np.array([factor, *sizes], "<f4").tobytes()
+    content[123] = units
+    content[252:280] = struct.pack("<hh6f", *codes, *quaternion, 5, -6, 7)
+    content[280:328] = np.c_[linear, [12, -33, 55]].astype("<f4").tobytes()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.nii")
+        path.write_bytes(content)
+        try:
+            scan = read_image(path)
+        except ValueError as error:
+            event("refused")
+            if not flat:
+                with pytest.raises(RuntimeError, match="orthonormal"):
+                    sitk.ReadImage(str(path))
+            return
+        event("read")
+        assert_where_itk_is(scan, path, 1e-3 * max(1, scan.grid.spacing[0]))
