@@ -124,7 +124,7 @@ def read_field(path: Path) -> Warp:
     if need > have * (1100 if path.name.lower().endswith(".gz") else 1):  # gzip packs by 1032 at most
         raise ValueError(f"{path}: the file is cut short (damaged download?)")
     try:
-        field = np.array(image.dataobj, dtype=np.float32).reshape(*shape[:dim], dim)
+        field = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:dim], dim)
     except Exception:
         raise ValueError(f"{path}: the file is cut short (damaged download?)") from None
     keep = [*range(dim), 3]
