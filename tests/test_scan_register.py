@@ -97,7 +97,7 @@ def test_the_map_is_found(result):
     numbers = record(result)["numbers"]
     errors = np.array([row[1:] for row in numbers["landmark_error_mm"]]).mean(0)
     dice = np.array([row[1:] for row in numbers["dice"]]).mean(0)
-    assert errors[0] > 8 and errors[1] < 1.5, errors  # voxels of the working grid have 2 mm
+    assert errors[0] > 5 and errors[1] < 1.5, errors  # voxels of the working grid have 2 mm
     assert dice[1] > 0.85 > dice[0] + 0.2, dice
     assert numbers["folding"]["ndv_percent"] < 0.01
     assert numbers["inverse_error_mm"][0] < 0.1
@@ -248,7 +248,7 @@ def test_pictures(tmp_path):
     out = tmp_path / "out"
     run("register", tmp_path / "moving.png", tmp_path / "fixed.png", "-o", out, "--affine", "none")
     numbers = record(out)["numbers"]
-    assert numbers["similarity"][0][2] > numbers["similarity"][0][1] + 0.2
+    assert numbers["similarity"][0][2] > numbers["similarity"][0][1] + 0.05
     warped, fixed = (np.asarray(Image.open(p)) for p in (out / "Warped.png", tmp_path / "fixed.png"))
     assert warped.shape == fixed.shape == (61, 70)
     field = sitk.ReadImage(out / "1Warp.nii.gz", sitk.sitkVectorFloat64)

@@ -120,10 +120,10 @@ def apply(
         volume: which volume of a 4D file, from 0.
         replace: replace an existing file.
     """
-    from ..scans import applying
+    from ..scans import carry
 
     print(
-        applying.apply_file(
+        carry.apply_file(
             input, out, transform, reference, interpolation=interpolation, volume=volume, replace=replace
         )
     )
@@ -144,9 +144,9 @@ def compose(
         out: .nii.gz file to write; ITK, ANTs and Slicer read it.
         replace: replace an existing file.
     """
-    from ..scans import applying
+    from ..scans import carry
 
-    print(applying.compose_files(transform, reference, out, replace=replace))
+    print(carry.compose_files(transform, reference, out, replace=replace))
 
 
 @app.command

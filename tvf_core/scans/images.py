@@ -33,6 +33,7 @@ class Scan:
     flat : the file has a third axis of size 1: the image is 2D, and is written as (X, Y, 1).
     slab : of a flat file: its 4 x 4 affine in 3D, for :func:`tvf_core.scans.writing.write_image`; or None.
     turned : a picture that was turned as its EXIF tag says, so that other programs see it otherwise.
+    picture : a PNG or JPEG, whose unit of length is the pixel.
     """
 
     values: np.ndarray
@@ -42,6 +43,7 @@ class Scan:
     flat: bool = False
     slab: np.ndarray | None = None
     turned: bool = False
+    picture: bool = False
 
 
 def read_image(path, *, volume: int | None = None, nearest_rotation: bool = False) -> Scan:
@@ -176,7 +178,7 @@ def _read(path: Path, volume: int | None, nearest_rotation: bool, labels: bool =
                 raise ValueError(f"{where} has one volume (0), not number {volume}")
             file.seek(0)
             values, notes, turned = read_picture(file, where, labels)
-            return Scan(values, Grid(values.shape, picture_affine()), path, tuple(notes), turned=turned)
+            return Scan(values, Grid(values.shape, picture_affine()), path, tuple(notes), turned=turned, picture=True)
         header = parse(start, where)
         if header is None:
             raise unknown(start, where)

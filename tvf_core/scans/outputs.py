@@ -143,11 +143,7 @@ def _write_maps(outcome: Outcome, folder: Path) -> dict[str, str]:
 
 def _image_name(stem: str, scan: Scan) -> str:
     """Name of a file for a warped image: a picture stays a picture."""
-    return f"{stem}.png" if _is_picture(scan) else f"{stem}.nii.gz"
-
-
-def _is_picture(scan: Scan) -> bool:
-    return scan.path.suffix.lower() in (".png", ".jpg", ".jpeg")
+    return f"{stem}.png" if scan.picture else f"{stem}.nii.gz"
 
 
 def _write_images(outcome: Outcome, folder: Path, forward, backward) -> dict[str, str]:
@@ -329,7 +325,7 @@ def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict
         dice=tuple(numbers.get("dice", ())),
         landmarks=tuple(numbers.get("landmark_error_mm", ())),
         affine=summary,
-        pixels=_is_picture(scans.fixed),
+        pixels=scans.fixed.picture,
     )
 
 

@@ -26,6 +26,8 @@ from .transforms import read_affine
 
 SHARE = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 MULTIPLE = 8  # voxels along each axis of the working grid: it halves evenly three times
+# Axes of the working grid of pictures in the world: rows, then columns, as networks for pictures see them.
+PICTURE_AXES = np.array([[0.0, -1.0], [-1.0, 0.0]])
 PAIRWISE = "tvf-pairwise"  # the method where none is named and no weights are given
 AFFINE = ("auto", "rigid", "none")
 # Spacing in mm of the images that the shipped networks were trained with, by the data set in their card.
@@ -151,7 +153,8 @@ def register(
     matrix = np.eye(scans.dim + 1) if matrix is None else matrix
     clock("affine registration")
 
-    grid = working_grid(scans.fixed.grid, scans.moving.grid, matrix, spacing, MULTIPLE)
+    axes = PICTURE_AXES if scans.fixed.picture else None
+    grid = working_grid(scans.fixed.grid, scans.moving.grid, matrix, spacing, MULTIPLE, axes)
     before = resample(pair[0], scans.moving.grid, grid, matrix).clamp(0, 1)
     target = resample(pair[1], scans.fixed.grid, grid).clamp(0, 1)
     mask = None if mask is None else resample(mask, scans.fixed.grid, grid, kind="nearest") > 0
