@@ -34,7 +34,9 @@ def joint_histogram(fixed, moving: torch.Tensor, weights: torch.Tensor, bins: in
     """
     lower_fixed, upper_share = fixed
     lower, share = bin_places(moving, bins)
-    first = lower + lower_fixed * bins + bins * bins * torch.arange(len(moving), device=moving.device)[:, None]
+    first = (
+        lower + lower_fixed * bins + bins * bins * torch.arange(len(moving), device=moving.device)[:, None]
+    )
     upper, whole = weights * share, weights
     parts = [
         (first, (whole - upper) * (1 - upper_share)),
@@ -46,7 +48,7 @@ def joint_histogram(fixed, moving: torch.Tensor, weights: torch.Tensor, bins: in
     for index, weight in parts:
         counts = counts.scatter_add(0, index.flatten(), weight.flatten())
     counts = counts.view(len(moving), bins, bins)
-    return counts / counts.sum((1, 2), keepdim=True).clamp_min(torch.finfo(counts.dtype).tiny)
+    return counts / counts.sum((1, 2), keepdim=True).clamp_min(1e-3)
 
 
 def entropy(shares: torch.Tensor) -> torch.Tensor:
