@@ -21,12 +21,25 @@ import torch.nn.functional as F
 from .. import fields
 from ..checks import one_of
 from .grids import Grid, check_matrix, map_by
-from .mutual_information import bin_places, joint_histogram, normalised
+from .mutual_information import BINS, bin_places, joint_histogram, normalised
 
 KINDS = ("affine", "rigid")
 ENOUGH_OVERLAP = 0.35  # below this share of the samples an alignment is penalised, and a result is doubtful
 PLAUSIBLE_STRETCH = (0.7, 1.4)  # singular values between two heads of adults lie well inside
+LITTLE = 0.01  # mutual information, beyond 1, that noise has too
 DIVISIONS = 26  # voxels of the coarse image along its longest side: 7 mm for a brain, 9 mm for a head
+SCALES = (0.87, 1.0, 1.15)  # sizes that the search for an affine map tries
+_FREEDOM = ("rigid", "similar", "affine")  # turn and shift; and one scale; and all stretches
+# Spacing in coarse voxels, most samples, and bins of each level. Few samples fill few bins.
+_LEVELS = ((1, 3000, 16), (1, 12000, BINS), (1 / 2, 30000, BINS), (1 / 4, 60000, BINS))
+# Level, number of alignments that go on, freedom, steps, first step in coarse voxels.
+_STAGES = (
+    (0, 6, "similar", 30, 0.4),
+    (1, 4, "similar", 25, 0.25),
+    (1, 2, "affine", 30, 0.2),
+    (2, 1, "affine", 40, 0.15),
+    (3, 1, "affine", 30, 0.05),
+)
 _CHUNK = 400_000  # samples that are looked up at once
 
 
@@ -102,37 +115,24 @@ def register(
         content = _content(fixed, fixed_grid, mask)
         coarse = content.side / DIVISIONS
         levels = [
-            _Level(moving, fixed, moving_grid, fixed_grid, content, spacing, most, generator)
-            for spacing, most in zip((coarse, coarse, coarse / 2, coarse / 4), _SAMPLES)
+            _Level(moving, fixed, moving_grid, fixed_grid, content, coarse * part, most, bins, generator)
+            for part, most, bins in _LEVELS
         ]
     before = np.eye(fixed_grid.dim + 1) if start is None else np.asarray(start, np.float64)
     tell("search", 0.0)
     if start is None:
-        matrices = _search(levels[0], content, moving, moving_grid)
+        matrices = _search(levels[0], content, moving, moving_grid, SCALES if kind == "affine" else (1.0,))
     else:
         matrices = torch.from_numpy(before.copy())[None]
-    rigid = "rigid"
     for number, (level, keep, freedom, steps, rate) in enumerate(_STAGES):
         tell("optimise", (number + 1) / (len(_STAGES) + 1))
-        freedom = rigid if kind == "rigid" else freedom
-        matrices, scores = _optimise(levels[level], matrices, freedom, steps, rate)
-        order = scores.argsort()[:keep]
-        matrices = matrices[order]
+        matrices, losses = _optimise(
+            levels[level], matrices, min(freedom, kind, key=_FREEDOM.index), steps, rate
+        )
+        matrices = matrices[losses.argsort()[:keep]]
     matrix = matrices[0].numpy()
     tell("optimise", 1.0)
     return matrix, _report(matrix, before, levels[-1], content, kind, begun)
-
-
-# Most samples of each level.
-_SAMPLES = (3000, 12000, 30000, 60000)
-# Level, alignments that go on, freedom, steps, first step in coarse voxels.
-_STAGES = (
-    (0, 6, "rigid", 30, 0.4),
-    (1, 3, "similar", 30, 0.25),
-    (1, 2, "affine", 30, 0.2),
-    (2, 1, "affine", 40, 0.15),
-    (3, 1, "affine", 30, 0.05),
-)
 
 
 def _check(moving, fixed, moving_grid, fixed_grid, mask) -> None:
@@ -220,8 +220,8 @@ def _smooth(image: torch.Tensor, axis: int, sigma: float) -> torch.Tensor:
 class _Level:
     """Samples of the fixed image at one resolution, and the moving image in which they are looked up."""
 
-    def __init__(self, moving, fixed, moving_grid, fixed_grid, content, spacing, most, generator):
-        self.middle, self.spacing, self.side = content.middle, spacing, content.side
+    def __init__(self, moving, fixed, moving_grid, fixed_grid, content, spacing, most, bins, generator):
+        self.middle, self.side, self.bins = content.middle, content.side, bins
         image, affine = _coarser(moving, moving_grid, spacing)
         self.moving = _stretched(image)
         self.to_moving = torch.from_numpy(np.linalg.inv(affine))
@@ -234,7 +234,8 @@ class _Level:
         index = index[order] + torch.rand(len(order), fixed_grid.dim, generator=generator) - 0.5
         self.points = torch.from_numpy(map_by(affine, index.numpy()) - self.middle).float().to(fixed.device)
         self.weights = _at(counted, index.to(fixed.device).float()[None])[0].clamp(0, 1)
-        self.bins = bin_places(_at(_stretched(image), index.to(fixed.device).float()[None])[0])
+        values = _at(_stretched(image), index.to(fixed.device).float()[None])[0]
+        self.fixed = bin_places(values, bins)
 
     def compare(self, matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Similarity and overlap ``(B,)`` of matrices ``(B, D+1, D+1)`` from fixed to moving world."""
@@ -245,12 +246,14 @@ class _Level:
         sizes = places.new_tensor(self.moving.shape[2:])
         border = torch.minimum(places + 0.5, sizes - 0.5 - places)  # voxels to the edge of the field of view
         inside = border.clamp(-0.5, 0.5).add(0.5).prod(2) * self.weights
-        similarity = normalised(joint_histogram(self.bins, _at(self.moving, places), inside))
-        return similarity, inside.sum(1) / self.weights.sum()
+        histogram = joint_histogram(self.fixed, _at(self.moving, places), inside, self.bins)
+        return normalised(histogram), inside.sum(1) / self.weights.sum()
 
     def loss(self, matrices: torch.Tensor) -> torch.Tensor:
         similarity, overlap = self.compare(matrices)
-        return (ENOUGH_OVERLAP - overlap).clamp_min(0) - similarity
+        """What is minimised: few samples in common are similar by chance, so that they count less."""
+        enough = (overlap / ENOUGH_OVERLAP).clamp_max(1)
+        return ENOUGH_OVERLAP * (1 - enough) - enough * (similarity - 1)
 
 
 def _at(image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -266,14 +269,16 @@ def _stretched(image: torch.Tensor) -> torch.Tensor:
     return (image - low) / (high - low).clamp_min(1e-6)
 
 
-def _search(level: _Level, content: _Content, moving: torch.Tensor, moving_grid: Grid) -> torch.Tensor:
-    """Best turn of each shift: matrices ``(B, D+1, D+1)``."""
+def _search(
+    level: _Level, content: _Content, moving: torch.Tensor, moving_grid: Grid, scales
+) -> torch.Tensor:
+    """Matrices ``(B, D+1, D+1)``: the files' own positions, then each shift with its best turn and scale."""
     dim = moving_grid.dim
     middle = moving_grid.world((np.array(moving_grid.shape) - 1) / 2)
     mass = _mass_centre(moving, moving_grid)
     steps = content.side / 7 * np.concatenate([np.eye(dim), -np.eye(dim)])
     targets = [content.middle, middle, mass, *(mass + steps), *(middle + steps)]
-    turns = _turns(dim)
+    turns = torch.cat([scale * _turns(dim) for scale in scales])
     number = len(level.points)
     best = []
     with torch.no_grad():
@@ -283,7 +288,7 @@ def _search(level: _Level, content: _Content, moving: torch.Tensor, moving_grid:
             matrices[:, :-1, -1] = torch.from_numpy(target) - turns @ torch.from_numpy(content.middle)
             losses = torch.cat([level.loss(part) for part in matrices.split(max(1, _CHUNK // number))])
             best.append(matrices[losses.argmin()])
-    return torch.stack(best)
+    return torch.stack([torch.eye(dim + 1, dtype=torch.float64), *best])
 
 
 def _turns(dim: int) -> torch.Tensor:
@@ -374,8 +379,12 @@ def _report(matrix, before, level: _Level, content: _Content, kind: str, begun: 
         warnings.append(
             f"the affine registration stretches by {values}; between two people it is {low} to {high}"
         )
-    if not new > old:
+    if new < old:
         warnings.append(f"the affine registration did not improve the similarity ({old:.4f} to {new:.4f})")
+    if new < 1 + LITTLE:
+        warnings.append(
+            f"the images have hardly anything in common: their similarity is {new:.4f}, 1 is none"
+        )
     return AffineReport(
         old,
         new,

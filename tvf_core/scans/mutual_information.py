@@ -48,7 +48,7 @@ def joint_histogram(fixed, moving: torch.Tensor, weights: torch.Tensor, bins: in
     for index, weight in parts:
         counts = counts.scatter_add(0, index.flatten(), weight.flatten())
     counts = counts.view(len(moving), bins, bins)
-    return counts / counts.sum((1, 2), keepdim=True).clamp_min(torch.finfo(counts.dtype).tiny)
+    return counts / counts.sum((1, 2), keepdim=True).clamp_min(1e-3)
 
 
 def entropy(shares: torch.Tensor) -> torch.Tensor:
