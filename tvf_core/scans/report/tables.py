@@ -61,7 +61,7 @@ def _folding(case: ReportCase) -> str:
 
 def _affine(case: ReportCase) -> str:
     affine = case.affine
-    scales = ", ".join(number(s, ".3f") for s in affine.scales)
+    scales = ", ".join(number(s, ".3f") for s in affine.singular_values)
     rows = [
         ["turn, degrees", number(affine.turn, ".1f")],
         [f"shift of the centre of the fixed image, {case.unit}", number(affine.shift, ".1f")],
