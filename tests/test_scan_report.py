@@ -203,7 +203,7 @@ def test_numbers_of_the_page_are_those_given(page, shape):
     case = good_case(shape, **OPTIONAL)
     given = [*case.folding.values(), *case.inverse_error, *case.seconds.values()]
     given += [x for rows in (case.similarity, case.dice, case.landmarks) for row in rows for x in row[1:]]
-    given += [case.affine.turn, case.affine.shift, *case.affine.scales]
+    given += [case.affine.turn, case.affine.shift, *case.affine.singular_values]
     means = [
         np.mean([0.61111, 0.5]),
         np.mean([0.82222, 0.7777]),
@@ -271,6 +271,8 @@ ALARMS = [
         {"dice": (("a", 0.5, 0.9), ("b", 0.7, 0.6), ("c", 0.5, 0.495))},
         "The overlap (Dice) fell for 1 of 3 labels: b from 0.700 to 0.600.",
     ),
+    ({"similarity": (("SSIM", 0.9, np.nan),)}, "SSIM is not a finite number."),
+    ({"landmarks": (("a", 1.0, np.nan),)}, "The landmark error is not a finite number."),
     ({"landmarks": (("a", 1.0, 2.0), ("b", 1.0, 0.5))}, "the mean error rose from 1.00 to 1.25 mm"),
     (
         {"affine": AffineSummary(40.0, 3.0, (2.0, 1.0, 1.0), ("It stretches by 100 %.",))},

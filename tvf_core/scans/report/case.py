@@ -15,19 +15,19 @@ Rows = tuple[tuple[str, float, float], ...]  # (name, before, after)
 
 @dataclass(frozen=True)
 class AffineSummary:
-    """The affine in a few numbers.
+    """The affine in a few numbers. Any object with these attributes serves.
 
     Attributes
     ----------
     turn : degrees.
     shift : how far it moves the centre of the fixed image, mm.
-    scales : its singular values: 1 keeps lengths, 1.1 stretches by 10 %.
+    singular_values : by how much it stretches lengths: 1 keeps them, 1.1 stretches by 10 %.
     warnings : sentences about what is doubtful.
     """
 
     turn: float
     shift: float
-    scales: tuple[float, ...]
+    singular_values: tuple[float, ...]
     warnings: tuple[str, ...] = ()
 
 

@@ -24,7 +24,8 @@ def before_and_after(case: ReportCase) -> str:
     far = far[np.isfinite(far)]
     scale = float(np.quantile(far, 0.995)) if far.size else 0.0
     scale = scale or 1.0
-    placed = "after the affine" if case.affine else "as its header places it"
+    unmoved = "as it was given" if case.pixels else "as its header places it"
+    placed = "after the affine" if case.affine else unmoved
     captions = {
         "fixed": "Fixed",
         "before": "Moving, before",

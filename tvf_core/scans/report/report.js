@@ -30,7 +30,7 @@
     const move = () => {
       over.style.clipPath = `inset(0 0 0 ${range.value}%)`;
       cut.style.left = `${range.value}%`;
-      range.setAttribute("aria-valuetext", `${range.value} % ${left.textContent}`);
+      range.setAttribute("aria-valuetext", `${range.value} % of the width: ${left.textContent}`);
     };
     const show = ([first, second]) => {
       const image = role(first).querySelector("img");

@@ -61,7 +61,7 @@ def _folding(case: ReportCase) -> str:
 
 def _affine(case: ReportCase) -> str:
     affine = case.affine
-    scales = ", ".join(number(s, ".3f") for s in affine.scales)
+    scales = ", ".join(number(s, ".3f") for s in affine.singular_values)
     rows = [
         ["turn, degrees", number(affine.turn, ".1f")],
         [f"shift of the centre of the fixed image, {case.unit}", number(affine.shift, ".1f")],
@@ -112,8 +112,9 @@ def table(caption: str, head: list[str], rows: list[list[str]], last_is_text: bo
     for first, *others in rows:
         cells = "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], others))
         lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
+    stacked = ' class="told"' if last_is_text and len(head) > 2 else ""  # on a narrow screen
     made = (
-        f"<table><caption>{escape(caption)}</caption>\n<thead><tr>{top}</tr></thead>\n<tbody>\n"
+        f"<table{stacked}><caption>{escape(caption)}</caption>\n<thead><tr>{top}</tr></thead>\n<tbody>\n"
         + "\n".join(lines)
         + "\n</tbody></table>"
     )

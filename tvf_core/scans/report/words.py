@@ -115,14 +115,14 @@ def achievements(case: ReportCase) -> list[str]:
     unit = case.unit
     said = [
         f"{name} (higher is more alike) went from {before:.3f} to {after:.3f}."
-        for name, before, after in case.similarity
+        for name, before, after in finite(case.similarity)
     ]
     if known := finite(case.dice):
         before, after = means(known)
         labels = f"{len(known)} labels" if len(known) > 1 else "the one label"
         said.append(f"The mean overlap (Dice) of {labels} went from {before:.3f} to {after:.3f}.")
-    if case.landmarks:
-        before, after = means(case.landmarks)
+    if known := finite(case.landmarks):
+        before, after = means(known)
         said.append(f"The mean landmark error went from {before:.2f} to {after:.2f} {unit}.")
     parts = [case.folding[name] for name, f in FOLDING.items() if f.percent and name in case.folding]
     if parts and not any(parts):
