@@ -585,7 +585,7 @@ def test_random_headers_are_read_as_itk_reads_them(
         path.write_bytes(content)
         try:
             scan = read_image(path)
-        except ValueError as error:
+        except ValueError:
             event("refused")
             if not flat:
                 with pytest.raises(RuntimeError, match="orthonormal"):

@@ -73,7 +73,7 @@ def write_image(
     image.header.set_xyzt_units("mm")
     with write_then_rename(path) as temporary, open(temporary, "wb") as file:
         if name.endswith(".gz"):
-            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
                 image.to_stream(packed)
         else:
             image.to_stream(file)
