@@ -1,4 +1,4 @@
-"""Refinement of v_t: maps that are known, starts that are kept, masks, early ends, and the objective itself."""
+"""Refinement of v_t: known maps, starts that are kept, masks, early ends, and the objective itself."""
 
 import itertools
 

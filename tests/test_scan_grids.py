@@ -108,7 +108,7 @@ def test_working_grid_uses_the_affine_and_other_directions():
     matrix = np.eye(3)
     matrix[:2, 2] = 500
     moving = Grid((20, 20), away)
-    with pytest.raises(ValueError, match=r"do not overlap.*707 mm apart.*--affine auto.*--affine FILE") as error:
+    with pytest.raises(ValueError, match=r"do not overlap.*707 mm.*--affine auto.*--affine FILE") as error:
         working_grid(fixed, moving, np.eye(3))
     assert "\n" not in str(error.value)
     rows = np.array([[0, -1], [-1, 0]])  # axis 0 down, axis 1 to the right, as arrays of pictures have it

@@ -35,7 +35,7 @@ PROFILES = {
 # Further trainings: profile -> method -> seeds. Their results are called tm-seed1 and so on.
 SEEDS = {"london": {"tm": (1, 2), "tm-tvf": (1, 2)}}
 # Trainings that show what more steps would bring: profile -> method -> steps. Only their curves are kept.
-LONGER = {"london": {"tm": 10_000, "tm-tvf": 10_000}}
+LONGER = {"london": {"tm": 10_000}}
 # Further results of methods without a network: profile -> result -> method, and the profile of its constants.
 VARIANTS = {"london": {"lddmm-lncc": ("lddmm", "london_lncc"), "lddmm-smooth": ("lddmm", "london_smooth")}}
 SAMPLED = ("demo_faces",)  # data with more pairs than methods that take seconds for each are scored on

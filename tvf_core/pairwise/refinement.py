@@ -189,7 +189,7 @@ class _Refinement:
         self.start = start
 
     def result(self):
-        """(displacement, warped image, velocity): the refined ones, or those of the start if these are better."""
+        """(displacement, warped image, velocity), refined, or those of the start if these are better."""
         before, change = self.grids[0][0], None
         for level, scale, count in self.grids:
             base = self.start

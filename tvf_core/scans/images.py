@@ -178,7 +178,8 @@ def _read(path: Path, volume: int | None, nearest_rotation: bool, labels: bool =
                 raise ValueError(f"{where} has one volume (0), not number {volume}")
             file.seek(0)
             values, notes, turned = read_picture(file, where, labels)
-            return Scan(values, Grid(values.shape, picture_affine()), path, tuple(notes), turned=turned, picture=True)
+            grid = Grid(values.shape, picture_affine())
+            return Scan(values, grid, path, tuple(notes), turned=turned, picture=True)
         header = parse(start, where)
         if header is None:
             raise unknown(start, where)
