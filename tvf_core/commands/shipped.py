@@ -103,12 +103,11 @@ def evaluate_all() -> None:
             kept = name in before and before[name]["card"] == summary["card"]
             print("kept:" if kept else "measured:", end=" ")
             print_summary(summary)
-    tables.update_readme(
-        {
-            table: tables.comparison(table, read_results(RESULTS, data), "book/results", beyond=False)
-            for table, data in README_TABLES.items()
-        }
-    )
+    shown = {}
+    for table, data in README_TABLES.items():
+        results = {name: r for name, r in read_results(RESULTS, data).items() if "-seed" not in name}
+        shown[table] = tables.comparison(table, results, "book/results", beyond=False)
+    tables.update_readme(shown)
     try:
         draw("tm-tvf", "london", pair=README_PAIR, out=ROOT / "book" / "_static" / "faces.png")
     except FileNotFoundError as error:

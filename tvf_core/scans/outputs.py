@@ -162,6 +162,14 @@ def _write_images(outcome: Outcome, folder: Path, forward, backward) -> dict[str
         values = apply_image(scan, like.grid, chain)
         write_image(folder / name, values, like.grid, flat=like.flat, slab=like.slab)
         files[name] = text
+    for role, scan in (("moving", scans.moving), ("fixed", scans.fixed)):
+        if scan.turned:
+            name = f"{role}_turned.png"
+            write_image(folder / name, scan.values, scan.grid)
+            files[name] = (
+                f"The {role} picture, turned as its EXIF tag says. The maps belong to this one: ITK and ANTs "
+                "do not read the tag."
+            )
     return files
 
 
@@ -222,9 +230,10 @@ def measure(outcome: Outcome, forward, backward) -> dict:
 
     Returns
     -------
-    ``folding`` by convention; ``inverse_error_mm`` (mean, largest); ``similarity``, ``dice`` (per label) and
-    ``landmark_error_mm`` (per point) as rows of name, before, after. *Before* is as the files place the
-    images, but for the similarity, which is measured on the working grid after the affine map.
+    ``folding`` by convention; ``inverse_error`` (mean, largest); ``similarity``, ``dice`` (per label) and
+    ``landmark_error`` (per point) as rows of name, before, after; lengths in mm, of pictures in pixels.
+    *Before* is as the files place the images, but for the similarity, which is measured on the working grid
+    after the affine map.
     """
     result = outcome.registration
     u = result.displacement.cpu()
@@ -233,7 +242,7 @@ def measure(outcome: Outcome, forward, backward) -> dict:
     warped = warp(outcome.before, result.displacement)
     numbers = {
         "folding": report.folding_numbers(u),
-        "inverse_error_mm": (float(error.mean()), float(error.max())),
+        "inverse_error": (float(error.mean()), float(error.max())),
         "similarity": [
             (name, float(of(outcome.before, outcome.fixed)), float(of(warped, outcome.fixed)))
             for name, of in SIMILARITIES.items()
@@ -245,28 +254,28 @@ def measure(outcome: Outcome, forward, backward) -> dict:
     if scans.moving_points and scans.fixed_points:
         there, here = scans.moving_points.positions, scans.fixed_points.positions
         errors = [np.linalg.norm(there - at, axis=1) for at in (here, map_points(forward, here))]
-        numbers["landmark_error_mm"] = [(str(k + 1), *map(float, row)) for k, row in enumerate(zip(*errors))]
+        numbers["landmark_error"] = [(str(k + 1), *map(float, row)) for k, row in enumerate(zip(*errors))]
     return numbers
 
 
 def summary(record: dict) -> list[str]:
     """What a user wants to know first of a registration, in a few lines; ``record`` is ``run.json``."""
-    numbers, grid = record["numbers"], record["working_grid"]
+    numbers, grid, unit = record["numbers"], record["working_grid"], record["unit"]
     sizes = " x ".join(map(str, grid["shape"]))
     total = sum(record["seconds"].values())
-    lines = [f"working grid {sizes} at {grid['spacing_mm']:.3g} mm, {total:.0f} s in all"]
+    lines = [f"working grid {sizes} at {grid['spacing']:.3g} {unit}, {total:.0f} s in all"]
     for name, before, after in numbers["similarity"]:
         lines.append(f"{name}: {before:.3f} before, {after:.3f} after")
     for key, title in (
         ("dice", "Dice, mean over labels"),
-        ("landmark_error_mm", "distance of the points, mm"),
+        ("landmark_error", f"distance of the points, {unit}"),
     ):
         if rows := [row for row in numbers.get(key, ()) if np.isfinite(row[1:]).all()]:
             before, after = np.mean([row[1:] for row in rows], axis=0)
             lines.append(f"{title}: {before:.3f} before, {after:.3f} after")
-    mean, largest = numbers["inverse_error_mm"]
+    mean, largest = numbers["inverse_error"]
     lines.append(
-        f"folding: NDV {numbers['folding']['ndv_percent']:.3g} %; error of the inverse: {mean:.2g} mm, "
+        f"folding: NDV {numbers['folding']['ndv_percent']:.3g} %; error of the inverse: {mean:.2g} {unit}, "
         f"at most {largest:.2g}"
     )
     return [*lines, *(f"warning: {text}" for text in record["warnings"])]
@@ -310,7 +319,7 @@ def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict
         displacement=u[0].numpy(),
         determinant=jacobian_determinant(u)[0].numpy(),
         folding=numbers["folding"],
-        inverse_error=numbers["inverse_error_mm"],
+        inverse_error=numbers["inverse_error"],
         similarity=tuple(numbers["similarity"]),
         seconds=seconds,
         versions=_versions(),
@@ -323,7 +332,7 @@ def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict
         ),
         notes=outcome.notes,
         dice=tuple(numbers.get("dice", ())),
-        landmarks=tuple(numbers.get("landmark_error_mm", ())),
+        landmarks=tuple(numbers.get("landmark_error", ())),
         affine=summary,
         pixels=scans.fixed.picture,
     )
@@ -355,8 +364,9 @@ def _record(outcome: Outcome, settings: dict, numbers: dict, seconds: dict, file
         },
         "settings": settings,
         "method": outcome.method,
-        "working_grid": {"shape": list(outcome.grid.shape), "spacing_mm": round(outcome.grid.spacing[0], 6)},
-        "affine_fixed_to_moving_ras_mm": outcome.matrix.tolist(),
+        "working_grid": {"shape": list(outcome.grid.shape), "spacing": round(outcome.grid.spacing[0], 6)},
+        "unit": "pixel" if scans.fixed.picture else "mm",
+        "affine_fixed_to_moving_ras": outcome.matrix.tolist(),
         "notes": list(outcome.notes),
         "warnings": list(outcome.affine.warnings) if outcome.affine else [],
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
