@@ -74,8 +74,8 @@ def run(starts: int = 40, inverted: int = 8, faces: int = 12, seed: int = 0, pro
     -------
     ``rows`` (one per start), ``summary`` (for each kind of case the number of starts, the ``share`` whose
     excess is at most ``GOAL``, median and worst excess, median and longest seconds) and the run's card.
-    ``cpu_seconds`` are those of all cores together; they depend less than ``seconds`` on what else the machine
-    does.
+    ``cpu_seconds`` are those of all cores together; they depend less than ``seconds`` on what else the
+    machine does.
     """
     begun = time.time()
     settings = {"starts": starts, "inverted": inverted, "faces": faces, "seed": seed}
