@@ -11,6 +11,7 @@ import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib
 import nibabel as nib
 import numpy as np
 import pytest
@@ -512,6 +513,17 @@ def test_values_that_are_not_finite_do_not_stop_the_report(page, shape):
         fixed_image=nothing, before=nothing, warped=nothing, displacement=nothing[None].repeat(len(shape), 0)
     )
     page(dataclasses.replace(case, determinant=nothing + 1, **empty))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_style_of_the_caller_does_not_touch_the_pictures(tmp_path):
+    plain, styled = tmp_path / "plain.html", tmp_path / "styled.html"
+    write(plain, good_case())
+    with matplotlib.rc_context(
+        {"figure.constrained_layout.use": True, "axes.grid": True, "image.cmap": "gray"}
+    ):
+        write(styled, good_case())
+    assert plain.read_bytes() == styled.read_bytes()
 
 
 def test_a_large_grid_makes_a_small_file(tmp_path):

@@ -213,7 +213,7 @@ def deformed_grid(display: Display, image: np.ndarray, displacement: np.ndarray,
     """
     picture = display.cut(image, view)
     width, height = display.size(view, picture.shape, least=384)
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="none")  # whatever the caller has
     canvas, axes = FigureCanvasAgg(figure), figure.add_axes((0, 0, 1, 1))
     axes.imshow(np.nan_to_num(picture), cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="bilinear")
     axes.set_axis_off()
