@@ -114,6 +114,20 @@ def test_where_the_mask_is_not_nothing_is_compared():
         assert np.linalg.norm(place - middle - step) < 0.3
 
 
+def test_large_images_and_tiny_masks_have_a_middle():
+    grid = Grid((150, 151, 152), np.diag([1.0, 1.0, 1.0, 1.0]))
+    image = torch.zeros(1, 1, *grid.shape)
+    image[..., 20:81, 40:61, 100:121] = 1
+    content = affine_levels.find_content(image, grid, None)
+    assert np.allclose(content.middle, (50, 50, 110), atol=0.6) and content.side == pytest.approx(61, abs=2)
+    mask = torch.zeros_like(image)
+    mask[..., 22, 42, 103] = 1
+    content = affine_levels.find_content(image, grid, mask)
+    assert np.allclose(content.middle, (22, 42, 103))
+    level = affine_levels.Level(image, image, grid, grid, content, 8.0, 3000, 32, torch.Generator())
+    assert 1 < len(level.points) < 150 and np.abs(level.points.numpy()).max() < 30
+
+
 def test_a_rigid_map_keeps_lengths_and_a_start_replaces_the_search():
     image, target, grid, matrix = moved(2, 7)
     rigid, report = affine.register(target, image, grid, GRIDS[2], kind="rigid")

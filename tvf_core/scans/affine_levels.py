@@ -14,6 +14,7 @@ from .grids import Grid, map_by
 from .mutual_information import bin_places, joint_histogram, normalised
 
 ENOUGH_OVERLAP = 0.35  # below this share of the samples an alignment is penalised, and a result is doubtful
+_PLENTY = 500_000  # voxels are enough to tell where the content of an image lies
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Content:
 
 
 def find_content(fixed: torch.Tensor, grid: Grid, mask: torch.Tensor | None) -> Content:
+    """What counts: the mask, else the whole image; then what is bright tells its middle and size."""
     inside = mask > 0 if mask is not None else torch.ones_like(fixed, dtype=torch.bool)
-    shown = inside if mask is not None else fixed > threshold(fixed)
-    where = shown[0, 0].nonzero().double().cpu().numpy()
+    where = _where(inside if mask is not None else fixed > threshold(fixed))
     low, high = np.percentile(where, (0.5, 99.5), axis=0)
     side = float(((high - low + 1) * grid.spacing).max())
     return Content(inside.to(fixed.dtype), grid.world(where.mean(0)), side)
@@ -47,8 +48,16 @@ def threshold(image: torch.Tensor) -> float:
 
 def mass_centre(image: torch.Tensor, grid: Grid) -> np.ndarray:
     """Centre of mass, in mm, of what is brighter than Otsu's threshold."""
-    where = (image > threshold(image))[0, 0].nonzero().double().mean(0).cpu().numpy()
-    return grid.world(where)
+    return grid.world(_where(image > threshold(image)).mean(0))
+
+
+def _where(shown: torch.Tensor) -> np.ndarray:
+    """Index points (K, D) of what is True, in large images of every other voxel or fewer."""
+    step = max(1, round((shown.numel() / _PLENTY) ** (1 / (shown.dim() - 2))))
+    found = shown[(0, 0, *[slice(step // 2, None, step)] * (shown.dim() - 2))].nonzero()
+    if not len(found):  # too little is True for that
+        return shown[0, 0].nonzero().double().cpu().numpy()
+    return (found * step + step // 2).double().cpu().numpy()
 
 
 def _coarser(image: torch.Tensor, grid: Grid, spacing: float) -> tuple[torch.Tensor, np.ndarray]:
@@ -87,6 +96,7 @@ class Level:
         image, affine = _coarser(fixed, fixed_grid, spacing)
         weight, _ = _coarser(content.weight, fixed_grid, spacing)
         counted = F.max_pool3d(weight, 3, 1, 1) if fixed_grid.dim == 3 else F.max_pool2d(weight, 3, 1, 1)
+        counted = counted / counted.max()  # a mask may be much smaller than a coarse voxel
         index = (counted[0, 0] > 0.01).nonzero().cpu()
         order = torch.randperm(len(index), generator=generator)[:most]
         # Places between the voxels: on them, interpolation smooths one image and not the other.
@@ -100,7 +110,7 @@ class Level:
         """Similarity and overlap ``(B,)`` of matrices ``(B, D+1, D+1)`` from fixed to moving world."""
         shifted = torch.eye(len(self.middle) + 1, dtype=torch.float64)
         shifted[:-1, -1] = torch.from_numpy(self.middle)
-        index = (self.to_moving @ matrices @ shifted)[:, :-1].to(self.points)
+        index = (self.to_moving @ matrices @ shifted)[:, :-1].float().to(self.points)
         places = self.points @ index[:, :, :-1].mT + index[:, None, :, -1]
         sizes = places.new_tensor(self.moving.shape[2:])
         border = torch.minimum(places + 0.5, sizes - 0.5 - places)  # voxels to the edge of the field of view
@@ -117,8 +127,8 @@ class Level:
         return float(similarity)
 
     def loss(self, matrices: torch.Tensor) -> torch.Tensor:
-        similarity, overlap = self.compare(matrices)
         """What is minimised: few samples in common are similar by chance, so that they count less."""
+        similarity, overlap = self.compare(matrices)
         enough = (overlap / ENOUGH_OVERLAP).clamp_max(1)
         return ENOUGH_OVERLAP * (1 - enough) - enough * (similarity - 1)
 
