@@ -22,7 +22,8 @@ from nbformat.v4 import new_output
 
 from tvf_core.card import code_hash, run_card
 
-MAKERS = {"bench": "tvf_core.bench"}  # first folder below book/results -> the module that wrote it
+# First folder below book/results -> the module that wrote it.
+MAKERS = {"bench": "tvf_core.bench", "scans": "tvf_core.scans.affine_trial"}
 STALE = '<strong class="stale">stale</strong>'
 SHOWN = ("image/png", "text/markdown")
 
