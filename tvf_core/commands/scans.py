@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +35,8 @@ def register(
     moving_points: Path | None = None,
     fixed_points: Path | None = None,
     fixed_mask: Path | None = None,
-    volume: int | None = None,
+    moving_volume: int | None = None,
+    fixed_volume: int | None = None,
     nearest_rotation: bool = False,
     device: str = "",
     replace: bool = False,
@@ -59,7 +63,8 @@ def register(
         moving_points: CSV with columns x,y,z in LPS mm (2D: x,y), as ITK and ANTs have them.
         fixed_points: likewise; with both, row by row the same places, their distance is measured.
         fixed_mask: label map on the grid of the fixed image; only what is above 0 is compared.
-        volume: which volume of a 4D file, from 0.
+        moving_volume: which volume of a 4D file of the moving image, from 0.
+        fixed_volume: likewise of the fixed image.
         nearest_rotation: take the nearest rotation where an image's axes are not at right angles.
         device: of PyTorch, e.g. cuda; default cuda where there is a GPU, else cpu.
         replace: replace the results of an earlier registration in the folder.
@@ -67,6 +72,7 @@ def register(
     from ..scans import outputs  # the readers of files are slow to import
     from ..scans.register import register as run
 
+    _end_tidily()
     outputs.check(out, replace)
     outcome = run(
         moving,
@@ -82,15 +88,24 @@ def register(
         moving_points=moving_points,
         fixed_points=fixed_points,
         fixed_mask=fixed_mask,
-        volume=volume,
+        moving_volume=moving_volume,
+        fixed_volume=fixed_volume,
         nearest_rotation=nearest_rotation,
     )
     settings = {"method": method, "weights": weights and str(weights), "affine": affine}
     settings |= {"spacing": spacing, "refine": refine, "fixed_mask": fixed_mask and str(fixed_mask)}
+    settings |= {"moving_volume": moving_volume, "fixed_volume": fixed_volume, "device": device}
+    settings |= {"nearest_rotation": nearest_rotation}
     record = outputs.write(outcome, out, settings)
     for line in outputs.summary(record):
         print(line)
     print(f"{out / outputs.REPORT}: open it in a browser")
+
+
+def _end_tidily() -> None:
+    """Let SIGTERM end the command as Ctrl-C does, so that no half-written folder stays."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 @app.command
@@ -101,6 +116,7 @@ def apply(
     reference: Annotated[Path | None, tyro.conf.arg(aliases=["-r"])] = None,
     interpolation: Annotated[str, tyro.conf.arg(aliases=["-n"])] = "linear",
     volume: int | None = None,
+    nearest_rotation: bool = False,
     replace: bool = False,
 ) -> None:
     """Carry an image, a label map or points along stored transforms; the data are interpolated once.
@@ -118,13 +134,21 @@ def apply(
         reference: image whose grid the result has; points need none.
         interpolation: linear; for labels nearest, or smooth (each label by itself, the largest wins).
         volume: which volume of a 4D file, from 0.
+        nearest_rotation: take the nearest rotation where an image's axes are not at right angles.
         replace: replace an existing file.
     """
     from ..scans import carry
 
     print(
         carry.apply_file(
-            input, out, transform, reference, interpolation=interpolation, volume=volume, replace=replace
+            input,
+            out,
+            transform,
+            reference,
+            interpolation=interpolation,
+            volume=volume,
+            nearest_rotation=nearest_rotation,
+            replace=replace,
         )
     )
 
@@ -134,6 +158,7 @@ def compose(
     transform: Transforms,
     reference: Annotated[Path, tyro.conf.arg(aliases=["-r"])],
     out: Out,
+    nearest_rotation: bool = False,
     replace: bool = False,
 ) -> None:
     """Chain stored transforms into one displacement field on the grid of an image.
@@ -142,11 +167,12 @@ def compose(
         transform: as for `tvf apply`, in the same order. Repeat for each.
         reference: image whose grid the field has.
         out: .nii.gz file to write; ITK, ANTs and Slicer read it.
+        nearest_rotation: take the nearest rotation where the reference's axes are not at right angles.
         replace: replace an existing file.
     """
     from ..scans import carry
 
-    print(carry.compose_files(transform, reference, out, replace=replace))
+    print(carry.compose_files(transform, reference, out, nearest_rotation=nearest_rotation, replace=replace))
 
 
 @app.command
@@ -161,5 +187,6 @@ def example(out: Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]) -> N
     """
     from ..scans import examples
 
+    _end_tidily()
     for line in examples.write(out):
         print(line)

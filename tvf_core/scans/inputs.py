@@ -51,7 +51,8 @@ def read(
     moving_points: Path | None = None,
     fixed_points: Path | None = None,
     fixed_mask: Path | None = None,
-    volume: int | None = None,
+    moving_volume: int | None = None,
+    fixed_volume: int | None = None,
     nearest_rotation: bool = False,
 ) -> Inputs:
     """Read the images of one registration and what comes with them.
@@ -62,24 +63,26 @@ def read(
     moving_labels, fixed_labels : label maps on the grids of their images.
     moving_points, fixed_points : CSV files; where both are given, row by row the same places.
     fixed_mask : label map on the fixed image's grid; every label above 0 is inside.
-    volume, nearest_rotation : see :func:`tvf_core.scans.images.read_image`.
+    moving_volume, fixed_volume, nearest_rotation : see :func:`tvf_core.scans.images.read_image`.
 
     Raises
     ------
     ValueError, OSError : one line that names the file and says what to do.
     """
-    if Path(moving).resolve() == Path(fixed).resolve():
-        raise ValueError(f"{moving}: moving and fixed are the same file; name two images")
+    if Path(moving).resolve() == Path(fixed).resolve() and moving_volume == fixed_volume:
+        raise ValueError(f"{moving}: moving and fixed are the same image; name two")
+    turn = {"nearest_rotation": nearest_rotation}
     scans = [
-        images.read_image(path, volume=volume, nearest_rotation=nearest_rotation) for path in (moving, fixed)
+        images.read_image(path, volume=volume, **turn)
+        for path, volume in ((moving, moving_volume), (fixed, fixed_volume))
     ]
     images.check_pair(*scans)
     found = {"moving": scans[0], "fixed": scans[1]}
     for role, path in (("moving", moving_labels), ("fixed", fixed_labels)):
         if path is not None:
-            found[f"{role}_labels"] = images.read_labels(path, found[role].grid, f"the {role} image")
+            found[f"{role}_labels"] = images.read_labels(path, found[role].grid, f"the {role} image", **turn)
     if fixed_mask is not None:
-        mask = images.read_labels(fixed_mask, scans[1].grid, "the fixed image").values > 0
+        mask = images.read_labels(fixed_mask, scans[1].grid, "the fixed image", **turn).values > 0
         if not mask.any():
             raise ValueError(f"{Path(fixed_mask).name}: this mask is 0 everywhere; voxels above 0 are inside")
         found["fixed_mask"] = mask

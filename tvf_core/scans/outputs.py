@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import platform
 import shutil
@@ -55,14 +57,30 @@ def check(out: Path, replace: bool = False) -> None:
     out = Path(out)
     if out.is_file():
         raise ValueError(f"{out} is a file; name a folder for the results")
+    if out.is_dir() and (os.path.ismount(out) or out.resolve() in (Path.cwd(), *Path.cwd().parents)):
+        raise ValueError(
+            f"{out} cannot be replaced as a whole; name a folder in it, such as {out / 'result'}"
+        )
     if out.is_dir() and any(out.iterdir()):
-        if not (out / RECORD).is_file():
-            raise ValueError(f"{out} holds other files; name a new folder for the results")
+        if others := _others(out):
+            raise ValueError(
+                f"{out} holds other files, such as {others[0]}; name a new folder for the results"
+            )
         if not replace:
             raise ValueError(
                 f"{out} holds the results of an earlier registration; add --replace, or name a new one"
             )
-    must_be_writable(out.absolute().parent, "name another folder for the results")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    must_be_writable(there, "name another folder for the results")
+
+
+def _others(out: Path) -> list[str]:
+    """Names in a folder that are not those of a registration's results."""
+    names = sorted(path.name for path in out.iterdir())
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        record = json.loads((out / RECORD).read_text("utf-8"))
+        return [name for name in names if name not in {*record["files"], RECORD, REPORT}]
+    return names
 
 
 def write(outcome: Outcome, out: Path, settings: dict | None = None) -> dict:
@@ -84,8 +102,8 @@ def write(outcome: Outcome, out: Path, settings: dict | None = None) -> dict:
     parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
     try:
-        files = _write_maps(outcome, part)
         chains = outcome.forward(), outcome.backward()
+        files = _write_maps(outcome, part, *chains)
         files |= _write_images(outcome, part, *chains)
         files |= _write_labels(outcome, part, *chains)
         files |= _write_points(outcome, part, *chains)
@@ -110,18 +128,18 @@ def _swap(part: Path, out: Path) -> None:
     os.replace(out, old)
     try:
         os.replace(part, out)
-    except OSError:
+    except BaseException:  # a Ctrl-C too
         os.replace(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_maps(outcome: Outcome, folder: Path) -> dict[str, str]:
+def _write_maps(outcome: Outcome, folder: Path, forward, backward) -> dict[str, str]:
     """The affine map, both fields, and the velocity if there is one: file -> what it is."""
     grid = outcome.inputs.fixed.grid
     write_affine(folder / AFFINE, outcome.matrix)
-    for name, inverse in ((WARP, False), (INVERSE_WARP, True)):
-        write_warp(folder / name, outcome.warp(inverse).displacement, grid)
+    for name, field in ((WARP, forward[0]), (INVERSE_WARP, backward[1])):
+        write_warp(folder / name, field.displacement, grid)
     files = {
         AFFINE: "The affine map, from fixed to moving points.",
         WARP: "The displacement field on the grid of the fixed image, in mm; the affine map comes after it.",
@@ -141,9 +159,9 @@ def _write_maps(outcome: Outcome, folder: Path) -> dict[str, str]:
     return files
 
 
-def _image_name(stem: str, scan: Scan) -> str:
-    """Name of a file for a warped image: a picture stays a picture."""
-    return f"{stem}.png" if scan.picture else f"{stem}.nii.gz"
+def _image_name(stem: str, scan: Scan, like: Scan) -> str:
+    """Name of a file for an image on the grid of another: a picture on one of a picture stays a picture."""
+    return f"{stem}.png" if scan.picture and like.picture else f"{stem}.nii.gz"
 
 
 def _write_images(outcome: Outcome, folder: Path, forward, backward) -> dict[str, str]:
@@ -158,7 +176,7 @@ def _write_images(outcome: Outcome, folder: Path, forward, backward) -> dict[str
             "The fixed image on the grid of the moving one.",
         ),
     ):
-        name = _image_name(stem, like)
+        name = _image_name(stem, scan, like)
         values = apply_image(scan, like.grid, chain)
         write_image(folder / name, values, like.grid, flat=like.flat, slab=like.slab)
         files[name] = text
@@ -191,7 +209,7 @@ def _write_labels(outcome: Outcome, folder: Path, forward, backward) -> dict[str
             ("", "nearest", ", each voxel with the label of the nearest voxel."),
             ("Smooth", "smooth", "; every label was interpolated, and the largest won: smoother borders."),
         ):
-            name = _image_name(stem + suffix, like)
+            name = _image_name(stem + suffix, labels, like)
             values = apply_image(labels, like.grid, chain, kind)
             write_image(folder / name, values, like.grid, flat=like.flat, labels=True, slab=like.slab)
             files[name] = text + how
@@ -264,15 +282,16 @@ def summary(record: dict) -> list[str]:
     sizes = " x ".join(map(str, grid["shape"]))
     total = sum(record["seconds"].values())
     lines = [f"working grid {sizes} at {grid['spacing']:.3g} {unit}, {total:.0f} s in all"]
+    start = "before" if record["settings"].get("affine") == "none" else "after the affine map"
     for name, before, after in numbers["similarity"]:
-        lines.append(f"{name}: {before:.3f} before, {after:.3f} after")
+        lines.append(f"{name}: {before:.3f} {start}, {after:.3f} in the end")
     for key, title in (
         ("dice", "Dice, mean over labels"),
         ("landmark_error", f"distance of the points, {unit}"),
     ):
-        if rows := [row for row in numbers.get(key, ()) if np.isfinite(row[1:]).all()]:
+        if rows := [row for row in numbers.get(key, ()) if None not in row]:
             before, after = np.mean([row[1:] for row in rows], axis=0)
-            lines.append(f"{title}: {before:.3f} before, {after:.3f} after")
+            lines.append(f"{title}: {before:.3f} as the files lie, {after:.3f} in the end")
     mean, largest = numbers["inverse_error"]
     lines.append(
         f"folding: NDV {numbers['folding']['ndv_percent']:.3g} %; error of the inverse: {mean:.2g} {unit}, "
@@ -325,7 +344,7 @@ def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict
         versions=_versions(),
         files=files,
         commands=commands(
-            *(scans.moving.path, scans.fixed.path, out, scans.dim),
+            *(_readable(scans.moving, "moving", out), _readable(scans.fixed, "fixed", out), out, scans.dim),
             moving_flat=scans.moving.flat,
             fixed_flat=scans.fixed.flat,
             **extras,
@@ -338,8 +357,22 @@ def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict
     )
 
 
+def _readable(scan: Scan, role: str, out: Path) -> Path:
+    """File that other programs read as this package does: of a turned picture, its copy."""
+    return out / f"{role}_turned.png" if scan.turned else scan.path
+
+
 def _plane(image: torch.Tensor) -> np.ndarray:
     return image[0, 0].cpu().numpy()
+
+
+def _without_nan(value):
+    """The same with None for what is not finite, as JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _versions() -> dict[str, str]:
@@ -358,10 +391,11 @@ def _record(outcome: Outcome, settings: dict, numbers: dict, seconds: dict, file
     read = {"moving": scans.moving, "fixed": scans.fixed}
     read |= {"moving_labels": scans.moving_labels, "fixed_labels": scans.fixed_labels}
     read |= {"moving_points": scans.moving_points, "fixed_points": scans.fixed_points}
+    paths = {role: one.path for role, one in read.items() if one}
+    further = {role: settings.get(role) for role in ("fixed_mask", "weights", "affine")}
+    paths |= {role: Path(path) for role, path in further.items() if path and Path(path).is_file()}
     return {
-        "inputs": {
-            role: {"file": str(one.path), "sha256": sha256(one.path)} for role, one in read.items() if one
-        },
+        "inputs": {role: {"file": str(path), "sha256": sha256(path)} for role, path in paths.items()},
         "settings": settings,
         "method": outcome.method,
         "working_grid": {"shape": list(outcome.grid.shape), "spacing": round(outcome.grid.spacing[0], 6)},
@@ -371,6 +405,6 @@ def _record(outcome: Outcome, settings: dict, numbers: dict, seconds: dict, file
         "warnings": list(outcome.affine.warnings) if outcome.affine else [],
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         "versions": _versions(),
-        "numbers": numbers,
+        "numbers": _without_nan(numbers),
         "files": files,
     }

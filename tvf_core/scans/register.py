@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -23,12 +24,16 @@ from .grids import Grid, resample, working_grid
 from .inputs import Inputs
 from .maps import Linear, Warp
 from .transforms import read_affine
+from .voxels import memory_at_hand
 
 SHARE = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 MULTIPLE = 8  # voxels along each axis of the working grid: it halves evenly three times
 # Axes of the working grid of pictures in the world: rows, then columns, as networks for pictures see them.
 PICTURE_AXES = np.array([[0.0, -1.0], [-1.0, 0.0]])
 PAIRWISE = "tvf-pairwise"  # the method where none is named and no weights are given
+LEAST = 8  # voxels that the working grid has along each axis
+# Memory of the methods beside the images and maps of the files, as measured.
+BYTES_PER_VOXEL = {PAIRWISE: 700, "lddmm": 700, "convexadam": 700, "network": 700}
 AFFINE = ("auto", "rigid", "none")
 # Spacing in mm of the images that the shipped networks were trained with, by the data set in their card.
 TRAINED_AT = {"anatomies": 2.5, "demo_brains": 3.0}
@@ -144,7 +149,8 @@ def register(
     mask = scans.fixed_mask
     mask = None if mask is None else torch.from_numpy(mask)[None, None].float().to(device)
     if mask is not None and model is not None and not refine:
-        notes.append(f"the mask serves the affine registration only: {title} has no use for it")
+        notes.append(f"{title} has no use for the mask; it serves the affine registration, if there is one")
+    _check_size(scans, spacing, method, title, device)
     clock("reading")
 
     matrix, report = given, None
@@ -157,7 +163,7 @@ def register(
     grid = working_grid(scans.fixed.grid, scans.moving.grid, matrix, spacing, MULTIPLE, axes)
     before = resample(pair[0], scans.moving.grid, grid, matrix).clamp(0, 1)
     target = resample(pair[1], scans.fixed.grid, grid).clamp(0, 1)
-    mask = None if mask is None else resample(mask, scans.fixed.grid, grid, kind="nearest") > 0
+    mask = None if mask is None else resample(mask, scans.fixed.grid, grid) > 0.01  # thin parts stay
     for role, image in (("moving", before), ("fixed", target)):
         if image.min() == image.max():
             raise ValueError(f"{role}: the part that both images show has one value everywhere")
@@ -186,7 +192,13 @@ def _solve(model: Model | None, moving, fixed, mask, refine: int, title: str, pr
     if model is not None:
         if model.network is not None:
             model.network.to(fixed.device)
-        result, settings = model.register(moving, fixed), {"scales": (2,), "iterations": refine}
+        with _Bar(desc=title, total=1, bar_format=SHARE, disable=not progress) as bar:
+            result, settings = model.register(moving, fixed), {"scales": (2,), "iterations": refine}
+            bar.update(1)
+        if model.network is not None and model.config.integrator == "released":
+            # What the released code calls the inverse is none, and its warp reads elsewhere than u says.
+            where = model.network.convention.sampled(result.displacement)
+            result = Registration(where, result.warped)
     if model is None or refine:
         start = result.velocity if result else None
         steps = _planned(fixed.dim() - 2, settings)
@@ -225,11 +237,10 @@ def _model(method: str, weights: Path | None, refine: int) -> tuple[Model | None
 
 def _spacing(spacing: float | None, weights: Path | None) -> tuple[float | None, list[str]]:
     """Spacing of the working grid, and a note where the training of the weights decides or disagrees."""
-    card = weights and Path(weights).with_suffix(".json")
-    if not card or not card.is_file():
-        return spacing, []
-    data = json.loads(card.read_text("utf-8")).get("settings", {}).get("data")
-    trained = TRAINED_AT.get(data)
+    trained = None
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # there may be another file there
+        card = json.loads(Path(weights or "").with_suffix(".json").read_text("utf-8"))
+        trained = TRAINED_AT.get(card["settings"]["data"])
     if trained is None:
         return spacing, []
     if spacing is None:
@@ -253,12 +264,37 @@ def _device(name: str) -> torch.device:
     """The device of this name; ValueError if it is none, or not here."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(
             f"device {name!r}: PyTorch has none of this name here; leave it out, or take cpu"
         ) from None
     return device
+
+
+def _check_size(scans: Inputs, spacing: float | None, method: str, title: str, device) -> None:
+    """Refuse a working grid of which nothing is left, or that does not fit into the memory, before any work.
+
+    The affine map is not known yet; the fixed image's field of view is the largest that the grid can have.
+    """
+    grid = scans.fixed.grid
+    corners = grid.corners()
+    extent = corners.max(0) - corners.min(0)
+    means = [abs(np.linalg.det(g.affine[:-1, :-1])) ** (1 / g.dim) for g in (grid, scans.moving.grid)]
+    spacing = spacing or max(means)
+    if spacing > extent.min() / LEAST:
+        raise ValueError(
+            f"spacing {spacing:g}: the fixed image would have fewer than {LEAST} voxels along an axis of "
+            f"{extent.min():.0f}; take --spacing {extent.min() / LEAST:.2g} or less"
+        )
+    voxels = float(np.prod(np.ceil(extent / spacing)))
+    needed, free = voxels * BYTES_PER_VOXEL.get(method, BYTES_PER_VOXEL["network"]), memory_at_hand()
+    if needed > free and device.type == "cpu":
+        fits = spacing * (needed / free) ** (1 / grid.dim)
+        raise ValueError(
+            f"{title} needs about {needed / 2**30:.0f} GB for a working grid of {voxels / 1e6:.1f} "
+            f"million voxels, and {free / 2**30:.0f} GB are free; take --spacing {fits + 0.05:.1f}"
+        )
 
 
 def _given(affine: str) -> np.ndarray:

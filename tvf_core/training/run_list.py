@@ -47,6 +47,8 @@ def list_runs(folder: Path | None = None) -> list[dict]:
             "unlike": "",
         }
         try:
+            if "inputs" in json.loads(file.read_text("utf-8")):  # a registration of two scans
+                continue
             entries.append(nothing | _about(file.parent))
         except (OSError, ValueError, KeyError, TypeError):
             entries.append(nothing)

@@ -24,7 +24,10 @@ def section(case: ReportCase) -> str:
     rows = [["mean", number(average, ".3g")], ["maximum", number(largest, ".3g")]]
     parts.append(table("Inverse error", ["Statistic", f"Error, {unit}"], rows))
     if case.similarity:
-        parts.append("<h3>Similarity</h3>\n<p>Each of these is higher the more alike the images are.</p>")
+        start = " “Before” is after the affine map." * (case.affine is not None)
+        parts.append(
+            f"<h3>Similarity</h3>\n<p>Each of these is higher the more alike the images are.{start}</p>"
+        )
         parts.append(
             table("Similarity of the two images", ["Measure", *PAIR], compared(case.similarity, ".3f"))
         )

@@ -113,8 +113,9 @@ def concerns(case: ReportCase) -> list[str]:
 def achievements(case: ReportCase) -> list[str]:
     """Sentences about what was done and how good it is."""
     unit = case.unit
+    start = " after the affine map" * (case.affine is not None)
     said = [
-        f"{name} (higher is more alike) went from {before:.3f} to {after:.3f}."
+        f"{name} (higher is more alike) went from {before:.3f}{start} to {after:.3f}."
         for name, before, after in finite(case.similarity)
     ]
     if known := finite(case.dice):
