@@ -1,18 +1,21 @@
 """Two files in, a folder of results out: every file is read by SimpleITK and ANTsPy, and says the same."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import ants
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 
-from tvf_core import commands
+from tvf_core import checkpoints, commands, fields, metrics
 from tvf_core.data import shapes
 from tvf_core.integrate import flow
 from tvf_core.paths import ROOT, WEIGHTS
@@ -22,6 +25,7 @@ from tvf_core.scans.grids import Grid
 from tvf_core.scans.images import Scan
 from tvf_core.scans.maps import Linear, Warp, map_points
 from tvf_core.scans.register import register
+from tvf_core.training.run_list import list_runs
 
 
 def turned(dim, degrees):
@@ -293,6 +297,9 @@ def test_bad_input_ends_with_one_line_before_any_work(pair, tmp_path, capsys):
         ([moving, fixed, "--affine", "affin"], "auto, rigid, none or a file"),
         ([moving, fixed, "--spacing", "0"], "spacing"),
         ([moving, fixed, "--device", "abacus"], "device"),
+        ([moving, fixed, "--device", "meta"], "device"),
+        ([moving, fixed, "--spacing", "40"], "fewer than 8 voxels.*take --spacing"),
+        ([moving, fixed, "--spacing", "0.01"], "needs about .* GB.*take --spacing"),
         ([moving, fixed, "--moving-labels", pair / "fixed_labels.nii.gz"], "the moving image"),
         (
             [
@@ -394,3 +401,128 @@ def test_a_mask_keeps_what_is_outside_from_counting(pair, tmp_path):
 def test_the_summary_says_what_was_measured(result):
     lines = outputs.summary(record(result))
     assert any("Dice" in line for line in lines) and any("folding" in line for line in lines)
+
+
+def test_maps_of_released_weights_are_those_of_its_warp_and_have_a_true_inverse(tmp_path):
+    """The released code's u is not where its warp reads, and what it calls the inverse is none."""
+    weights = WEIGHTS / "demo_faces" / "tm-tvf-released.safetensors"
+    faces(tmp_path)
+    files = tmp_path / "moving.png", tmp_path / "fixed.png"
+    found = register(*files, weights=weights, affine="none", progress=False)
+    model = checkpoints.load(weights)
+    own = model.register(found.before, found.fixed)
+    u = found.registration.displacement
+    assert own.displacement.abs().max() > 0.3
+    assert torch.allclose(fields.warp(found.before, u), own.warped, atol=1e-4)
+    assert metrics.inverse_consistency_error(u, found.inverse).mean() < 0.05
+    assert metrics.inverse_consistency_error(u, own.inverse()).mean() > 0.1
+    assert found.registration.velocity is None  # no file from which others would compute another map
+
+
+def test_a_slice_of_a_volume_stays_a_slice(pair, tmp_path):
+    scans = [images.read_image(pair / f"{role}.nii.gz") for role in ("moving", "fixed")]
+    for role, scan in zip(("moving", "fixed"), scans):
+        middle = scan.values.shape[2] // 2
+        slab = scan.grid.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, middle], [0, 0, 0, 1.0]])
+        nib.save(nib.Nifti1Image(scan.values[:, :, middle, None], slab), tmp_path / f"{role}.nii.gz")
+    run("register", tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz", "-o", tmp_path / "out")
+    warped, fixed = nib.load(tmp_path / "out" / "Warped.nii.gz"), nib.load(tmp_path / "fixed.nii.gz")
+    assert warped.shape == fixed.shape and np.allclose(warped.affine, fixed.affine, atol=1e-4)
+    inside = fixed.get_fdata() > 0.2
+    assert np.corrcoef(warped.get_fdata()[inside], fixed.get_fdata()[inside])[0, 1] > 0.8
+
+
+def test_a_scan_on_the_grid_of_a_picture_keeps_its_values(tmp_path):
+    faces(tmp_path)
+    grid = Grid((64, 64), np.diag([-1.0, -1.0, 1.0]))
+    values = images.read_image(tmp_path / "moving.png").values / 200 - 0.3
+    writing.write_image(tmp_path / "scan.nii.gz", values, grid)
+    words = [tmp_path / "scan.nii.gz", tmp_path / "fixed.png", "-o", tmp_path / "out", "--affine", "none"]
+    run("register", *words)
+    warped = nib.load(tmp_path / "out" / "Warped.nii.gz").get_fdata()
+    assert warped.min() < -0.2 and len(np.unique(warped)) > 500
+
+
+def test_volumes_are_chosen_for_each_file(pair, tmp_path):
+    scan = nib.load(pair / "moving.nii.gz")
+    volumes = np.stack([np.zeros(scan.shape), scan.get_fdata()], -1).astype(np.float32)
+    nib.save(nib.Nifti1Image(volumes, scan.affine), tmp_path / "series.nii.gz")
+    words = ["register", tmp_path / "series.nii.gz", pair / "fixed.nii.gz", "-o", tmp_path / "out"]
+    with pytest.raises(SystemExit, match="2 volumes"):
+        run(*words)
+    run(*words, "--moving-volume", "1", "--affine", "none", "--spacing", "8")
+    assert record(tmp_path / "out")["settings"]["moving_volume"] == 1
+
+
+def test_labels_of_a_sheared_image_are_read_like_the_image(pair, tmp_path):
+    for name in ("fixed", "fixed_labels"):
+        scan = nib.load(pair / f"{name}.nii.gz")
+        affine = scan.affine.copy()
+        affine[0, 1] += 0.1
+        nib.save(nib.Nifti1Image(scan.get_fdata().astype(np.float32), affine), tmp_path / f"{name}.nii.gz")
+    words = ["register", pair / "moving.nii.gz", tmp_path / "fixed.nii.gz", "-o", tmp_path / "out"]
+    words += ["--fixed-labels", tmp_path / "fixed_labels.nii.gz", "--affine", "none", "--spacing", "8"]
+    with pytest.raises(SystemExit, match="--nearest-rotation"):
+        run(*words)
+    run(*words, "--nearest-rotation")
+    assert (tmp_path / "out" / "InverseWarpedLabels.nii.gz").exists()
+
+
+def test_only_results_of_a_registration_are_replaced(pair, result, tmp_path, monkeypatch):
+    training = tmp_path / "training"
+    training.mkdir()
+    (training / "run.json").write_text('{"recipe": {}}')
+    copy = tmp_path / "copy"
+    shutil.copytree(result, copy)
+    outputs.check(copy, replace=True)
+    (copy / "notes.txt").write_text("mine")
+    for folder in (training, copy):
+        with pytest.raises(ValueError, match="holds other files"):
+            outputs.check(folder, replace=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="name a folder in it"):
+        outputs.check(Path("."), replace=True)
+    with pytest.raises(OSError, match="cannot be written"):
+        outputs.check(Path("/proc/there/out"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_writing_keeps_the_old_results(pair, result, tmp_path, number):
+    shutil.copytree(result, tmp_path / "out")
+    before = (tmp_path / "out" / "run.json").read_bytes()
+    code = f"""
+import os, sys
+from tvf_core import commands
+from tvf_core.scans import outputs
+write = outputs.report.write
+def stop(path, case):
+    write(path, case)
+    os.kill(os.getpid(), {int(number)})
+outputs.report.write = stop
+sys.argv = {["tvf", "register", *map(str, [pair / "moving.nii.gz", pair / "fixed.nii.gz"]), "--replace"]!r}
+sys.argv += ["-o", {str(tmp_path / "out")!r}, "--affine", "none", "--spacing", "8"]
+commands.entry()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_registrations_are_no_trainings(result):
+    assert list_runs(result.parent) == []
+
+
+def test_a_label_of_one_image_only_has_no_score(pair, tmp_path):
+    labels = images.read_labels(
+        pair / "fixed_labels.nii.gz", images.read_image(pair / "fixed.nii.gz").grid, ""
+    )
+    values = np.where(labels.values == 4, 9, labels.values)
+    writing.write_image(tmp_path / "l.nii.gz", values, labels.grid, labels=True)
+    words = [pair / "moving.nii.gz", pair / "fixed.nii.gz", "-o", tmp_path / "out", "--affine", "none"]
+    words += ["--moving-labels", pair / "moving_labels.nii.gz", "--fixed-labels", tmp_path / "l.nii.gz"]
+    run("register", *words, "--spacing", "8")
+    text = (tmp_path / "out" / "run.json").read_text()
+    assert "NaN" not in text
+    rows = {row[0]: row[2] for row in json.loads(text)["numbers"]["dice"]}
+    assert rows["9"] is None and rows["4"] is None and rows["1"] > 0
