@@ -11,13 +11,15 @@ from ..checks import one_of
 from ..paths import must_be_writable
 from .applying import KINDS, apply_image
 from .grids import Grid
-from .images import Scan, read_image
+from .images import Frame, Scan, read_grid, read_image, read_labels
 from .maps import Map, compose, map_points
+from .pictures import picture_affine
 from .points import read_points, write_points
 from .transforms import FIELD_FILES, read, write_warp
 from .writing import write_image
 
 IMAGE_FILES = (*FIELD_FILES, ".png")
+LARGEST_IN_PNG = 65535  # 16 bits
 
 
 def apply_file(
@@ -28,6 +30,7 @@ def apply_file(
     *,
     interpolation: str = "linear",
     volume: int | None = None,
+    nearest_rotation: bool = False,
     replace: bool = False,
 ) -> str:
     """Carry an image, a label map or points along transforms, as antsApplyTransforms and its ToPoints do.
@@ -37,9 +40,12 @@ def apply_file(
     source : image, or points if its name ends in ``.csv``.
     out : file to write.
     transforms : as :func:`tvf_core.scans.transforms.read` takes them; the last one acts on the image first.
-    reference : image whose grid the result has; needed for images, refused for points.
+    reference : image whose grid the result has; needed for images, refused for points. Only its header is
+        read.
     interpolation : ``linear``, or for label maps ``nearest`` or ``smooth``.
-    volume : which volume of a 4D file.
+    volume : which volume of a 4D ``source``.
+    nearest_rotation : for a source or reference whose axes are not at right angles, take the nearest
+        rotation instead of refusing.
     replace : whether an existing file is replaced.
 
     Returns
@@ -63,18 +69,28 @@ def apply_file(
         return f"{out}: {len(found.positions)} points, in LPS mm"
     if reference is None:
         raise ValueError("an image needs a reference (-r), whose grid the result has")
-    like = read_image(reference, volume=volume if _same(source, reference) else None)
-    scan, labels = read_image(source, volume=volume), interpolation != "linear"
-    if labels:
-        scan = _as_labels(scan)
+    like = read_grid(reference, nearest_rotation=nearest_rotation)
+    labels = interpolation != "linear"
+    scan = (read_labels if labels else read_image)(source, volume=volume, nearest_rotation=nearest_rotation)
+    if out.name.lower().endswith(".png"):
+        _check_png(out, scan, like, labels)
     chain = _chain(transforms, like.grid.dim)
     values = apply_image(scan, like.grid, chain, interpolation)
     write_image(out, values, like.grid, flat=like.flat, labels=labels, slab=like.slab)
     return f"{out}: {_sizes(like.grid)} voxels of {_spacing(like.grid)} mm"
 
 
-def compose_files(transforms: Sequence[str], reference: Path, out: Path, *, replace: bool = False) -> str:
+def compose_files(
+    transforms: Sequence[str],
+    reference: Path,
+    out: Path,
+    *,
+    nearest_rotation: bool = False,
+    replace: bool = False,
+) -> str:
     """Chain transforms into one displacement field on the grid of an image; returns a line about it.
+
+    The parameters are those of :func:`apply_file`.
 
     Raises
     ------
@@ -82,7 +98,7 @@ def compose_files(transforms: Sequence[str], reference: Path, out: Path, *, repl
     """
     out = Path(out)
     _check_out(out, FIELD_FILES, replace)
-    grid = read_image(reference).grid
+    grid = read_grid(reference, nearest_rotation=nearest_rotation).grid
     field = compose(_chain(transforms, grid.dim), grid)
     write_warp(out, field.displacement, grid)
     length = np.linalg.norm(field.displacement, axis=-1)
@@ -109,18 +125,14 @@ def _check_out(out: Path, ends: tuple[str, ...], replace: bool) -> None:
     must_be_writable(out.absolute().parent, "name another file")
 
 
-def _same(one: Path, other: Path) -> bool:
-    return Path(one).resolve() == Path(other).resolve()
-
-
-def _as_labels(scan: Scan) -> Scan:
-    """A label map that was read as an image: whole numbers."""
-    whole = np.rint(scan.values)
-    if not np.array_equal(whole, scan.values):
-        raise ValueError(
-            f"{scan.path} has values that are not whole; label maps have whole numbers, images need -n linear"
-        )
-    return Scan(whole.astype(np.int64), scan.grid, scan.path, scan.notes, scan.flat, scan.slab)
+def _check_png(out: Path, scan: Scan, like: Frame, labels: bool) -> None:
+    """Refuse a PNG that would not hold the values or the grid of the result."""
+    if like.grid.dim != 2 or not np.allclose(like.grid.affine, picture_affine(), atol=1e-6):
+        raise ValueError(f"{out}: PNG cannot hold the grid of {like.path}; write .nii.gz")
+    if labels and (largest := int(scan.values.max())) > LARGEST_IN_PNG:
+        raise ValueError(f"{out}: PNG holds labels up to {LARGEST_IN_PNG}, not {largest}; write .nii.gz")
+    if not labels and not scan.picture:
+        raise ValueError(f"{out}: PNG would round the values of {scan.path}, no picture; write .nii.gz")
 
 
 def _sizes(grid: Grid) -> str:

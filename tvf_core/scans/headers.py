@@ -57,13 +57,14 @@ class Header:
     record: np.void
 
 
-def parse(block: bytes, where: str) -> Header | None:
+def parse(block: bytes, where: str, vectors: bool = False) -> Header | None:
     """Read the first bytes of a file; None if they are no NIfTI header.
 
     Parameters
     ----------
     block : at least 540 bytes, or as many as the file has.
     where : the file's name, with which every message begins.
+    vectors : let more than four axes pass, which displacement fields have.
 
     Raises
     ------
@@ -76,11 +77,11 @@ def parse(block: bytes, where: str) -> Header | None:
             if len(block) < length:
                 raise ValueError(f"{where} is cut short (damaged download?): it ends within its header")
             record = np.frombuffer(block[:length], form.template_dtype.newbyteorder(order))[0]
-            return _checked(record, order, length, where)
+            return _checked(record, order, length, where, vectors)
     return None
 
 
-def _checked(record, order: str, length: int, where: str) -> Header:
+def _checked(record, order: str, length: int, where: str, vectors: bool) -> Header:
     magic = bytes(record["magic"])[:3]
     if magic not in (b"n+1", b"n+2"):
         kind = "is the header of an .hdr/.img pair" if magic in (b"ni1", b"ni2") else "is no NIfTI file"
@@ -93,7 +94,7 @@ def _checked(record, order: str, length: int, where: str) -> Header:
         sizes.pop()
     if len(sizes) < 2:
         raise ValueError(f"{where} has one axis; an image has 2 or 3")
-    if len(sizes) > 4:
+    if len(sizes) > 4 and not vectors:
         raise ValueError(
             f"{where} has {len(sizes)} axes ({_plain(sizes)}): it is a displacement field or other "
             "vectors, not an image"
@@ -212,7 +213,7 @@ def _right_angled(part: np.ndarray, where: str, nearest_rotation: bool, notes: l
     if not nearest_rotation:
         raise ValueError(
             f"{where}: axes are not at right angles (shear {shear:.2g}); ITK and ANTs refuse or misplace it: "
-            "resample it, or take the nearest rotation (--nearest-rotation)"
+            "resample it, or, of an image, take the nearest rotation (--nearest-rotation)"
         )
     left, _, right = np.linalg.svd(found)
     notes.append(f"axes were not at right angles (shear {shear:.2g}); took the nearest rotation")

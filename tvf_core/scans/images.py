@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from .grids import Grid
-from .headers import directions, parse, place
-from .pictures import MARKS, picture_affine, read_picture
-from .voxels import opened, read_voxels, unknown, volume_of
+from .headers import Header, directions, parse, place
+from .pictures import MARKS, picture_affine, picture_shape, read_picture
+from .voxels import must_fit, opened, read_voxels, unknown, volume_of
 
 BACKGROUND = 0.05  # a value that this share of all voxels has exactly is background
 SAMPLE = 1 << 22  # voxels from which the percentiles are taken
@@ -32,7 +32,8 @@ class Scan:
     notes : what the reader did or had to decide, one line each, without the file's name.
     flat : the file has a third axis of size 1: the image is 2D, and is written as (X, Y, 1).
     slab : of a flat file: its 4 x 4 affine in 3D, for :func:`tvf_core.scans.writing.write_image`; or None.
-    turned : a picture that was turned as its EXIF tag says, so that other programs see it otherwise.
+    differs : a picture that other programs turn or place otherwise, because they do not read its EXIF tag
+        or because they read a size of its pixels (:func:`tvf_core.scans.pictures.pixel_size`).
     picture : a PNG or JPEG, whose unit of length is the pixel.
     """
 
@@ -42,7 +43,19 @@ class Scan:
     notes: tuple[str, ...] = ()
     flat: bool = False
     slab: np.ndarray | None = None
-    turned: bool = False
+    differs: bool = False
+    picture: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """Where an image lies, without its voxels; the names are those of :class:`Scan`."""
+
+    grid: Grid
+    path: Path
+    notes: tuple[str, ...] = ()
+    flat: bool = False
+    slab: np.ndarray | None = None
     picture: bool = False
 
 
@@ -71,27 +84,57 @@ def read_image(path, *, volume: int | None = None, nearest_rotation: bool = Fals
     return _read(Path(path), volume, nearest_rotation)
 
 
-def read_labels(path, like: Grid, name: str, *, nearest_rotation: bool = False) -> Scan:
-    """Read a label map or a mask that lies on the grid of an image; a mask is where its labels are above 0.
+def read_grid(path, *, nearest_rotation: bool = False) -> Frame:
+    """Read where an image lies, which all volumes of a file share; no voxel is read.
+
+    Parameters
+    ----------
+    path, nearest_rotation : as :func:`read_image` takes them.
+
+    Raises
+    ------
+    FileNotFoundError, OSError, ValueError : one line, which begins with the file's name.
+    """
+    path, where = Path(path), str(path)
+    with opened(path) as (file, start, _):
+        if start.startswith(MARKS):
+            file.seek(0)
+            return Frame(Grid(picture_shape(file, where), picture_affine()), path, picture=True)
+        frame = _frame(_header(start, where), path, nearest_rotation)
+    must_fit(frame.grid.shape, where)
+    return frame
+
+
+def read_labels(
+    path,
+    like: Grid | None = None,
+    name: str = "",
+    *,
+    volume: int | None = None,
+    nearest_rotation: bool = False,
+) -> Scan:
+    """Read a label map or a mask; a mask is where its labels are above 0.
 
     Parameters
     ----------
     path : NIfTI with whole numbers, in any type, or PNG, whose palette is ignored. Colours and JPEG are
         refused.
-    like : the grid of the image that they belong to.
+    like : the grid of the image that they belong to and must lie on; None accepts any grid.
     name : what this image is called in a message, such as ``"moving"``.
-    nearest_rotation : as in :func:`read_image`; give it what was given there.
+    volume, nearest_rotation : as in :func:`read_image`; give ``nearest_rotation`` what was given there.
 
     Returns
     -------
-    Scan : with int64 values from 0 to 2**24, on the grid ``like``.
+    Scan : with int64 values from 0 to 2**24, on the grid ``like``, or on that of the file.
 
     Raises
     ------
     FileNotFoundError, OSError, ValueError : also if the corners lie more than a tenth of a voxel away from
         those of ``like``, or if the values are not such numbers. One line, which begins with the file's name.
     """
-    scan = _read(Path(path), None, nearest_rotation, labels=True)
+    scan = _read(Path(path), volume, nearest_rotation, labels=True)
+    if like is None:
+        return scan
     if scan.grid.shape != like.shape:
         mine, theirs = (" x ".join(map(str, shape)) for shape in (scan.grid.shape, like.shape))
         raise ValueError(f"{path} has {mine} voxels, but {name} has {theirs}; resample it to {name}")
@@ -177,17 +220,13 @@ def _read(path: Path, volume: int | None, nearest_rotation: bool, labels: bool =
             if volume not in (None, 0):
                 raise ValueError(f"{where} has one volume (0), not number {volume}")
             file.seek(0)
-            values, notes, turned = read_picture(file, where, labels)
+            values, notes, differs = read_picture(file, where, labels)
             grid = Grid(values.shape, picture_affine())
-            return Scan(values, grid, path, tuple(notes), turned=turned, picture=True)
-        header = parse(start, where)
-        if header is None:
-            raise unknown(start, where)
+            return Scan(values, grid, path, tuple(notes), differs=differs, picture=True)
+        header = _header(start, where)
         number = volume_of(header, volume, where)
-        sizes = header.sizes[:3]
-        flat = len(sizes) == 3 and sizes[2] == 1
-        _must_have_extent(sizes[:2] if flat else sizes, where)
-        affine, notes = place(header, where, nearest_rotation)
+        frame = _frame(header, path, nearest_rotation)
+        notes = list(frame.notes)
         values, missing = read_voxels(file, size, header, number, where, labels)
     if len(header.sizes) == 4:
         notes.append(f"volume {number} of 0 to {header.sizes[3] - 1}")
@@ -195,9 +234,24 @@ def _read(path: Path, volume: int | None, nearest_rotation: bool, labels: bool =
         raise ValueError(f"{where} has no finite value: there is nothing to register")
     if missing:
         notes.append(f"{missing} voxels are not finite; taken as 0")
+    return Scan(values.reshape(frame.grid.shape), frame.grid, path, tuple(notes), frame.flat, frame.slab)
+
+
+def _header(start: bytes, where: str) -> Header:
+    header = parse(start, where)
+    if header is None:
+        raise unknown(start, where)
+    return header
+
+
+def _frame(header: Header, path: Path, nearest_rotation: bool) -> Frame:
+    sizes, where = header.sizes[:3], str(path)
+    flat = len(sizes) == 3 and sizes[2] == 1
+    _must_have_extent(sizes[:2] if flat else sizes, where)
+    affine, notes = place(header, where, nearest_rotation)
     if flat:
-        return _flat(values, affine, path, notes)
-    return Scan(values, Grid(values.shape, affine), path, tuple(notes))
+        return _flat(sizes[:2], affine, path, notes)
+    return Frame(Grid(sizes, affine), path, tuple(notes))
 
 
 def _must_have_extent(sizes, where: str) -> None:
@@ -208,8 +262,8 @@ def _must_have_extent(sizes, where: str) -> None:
             )
 
 
-def _flat(values: np.ndarray, slab: np.ndarray, path: Path, notes: list[str]) -> Scan:
-    """A 2D scan of a file (X, Y, 1): the smallest turn brings its plane into the x-y plane."""
+def _flat(shape: tuple[int, ...], slab: np.ndarray, path: Path, notes: list[str]) -> Frame:
+    """The 2D frame of a file (X, Y, 1): the smallest turn brings its plane into the x-y plane."""
     normal = np.cross(*directions(slab[:3, :2]).T)
     normal = normal * np.sign(normal[np.abs(normal).argmax()])  # the same for both orders of the axes
     turn = _smallest_turn(normal, np.array([0.0, 0.0, 1.0]))
@@ -219,7 +273,7 @@ def _flat(values: np.ndarray, slab: np.ndarray, path: Path, notes: list[str]) ->
     notes = [*notes, "one slice: registered in 2D; ITK and ANTs need it as (X, Y) to apply a 2D transform"]
     if abs(normal[2]) < 1 - 1e-8:
         notes.append("its plane is not the x-y plane: it was turned into it, and points count from there")
-    return Scan(values[..., 0], Grid(values.shape[:2], affine), path, tuple(notes), flat=True, slab=slab)
+    return Frame(Grid(shape, affine), path, tuple(notes), flat=True, slab=slab)
 
 
 def _smallest_turn(start: np.ndarray, end: np.ndarray) -> np.ndarray:

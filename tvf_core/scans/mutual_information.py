@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from .. import fields
+
 BINS = 32
 
 
@@ -31,6 +33,10 @@ def joint_histogram(fixed, moving: torch.Tensor, weights: torch.Tensor, bins: in
     fixed : what :func:`bin_places` gives for the N values of the fixed image.
     moving : (B, N) values of the moving image in [0, 1], for B alignments.
     weights : (B, N) how much a sample counts; 0 for one outside the moving image.
+
+    Notes
+    -----
+    Samples are counted in float64 where the device has it: a float32 count stops at 2**24.
     """
     lower_fixed, upper_share = fixed
     lower, share = bin_places(moving, bins)
@@ -44,11 +50,12 @@ def joint_histogram(fixed, moving: torch.Tensor, weights: torch.Tensor, bins: in
         (first + bins, (whole - upper) * upper_share),
         (first + bins + 1, upper * upper_share),
     ]
-    counts = moving.new_zeros(len(moving) * bins * bins)
+    exact = fields.for_sums(moving.device)
+    counts = moving.new_zeros(len(moving) * bins * bins, dtype=exact)
     for index, weight in parts:
-        counts = counts.scatter_add(0, index.flatten(), weight.flatten())
+        counts = counts.scatter_add(0, index.flatten(), weight.flatten().to(exact))
     counts = counts.view(len(moving), bins, bins)
-    return counts / counts.sum((1, 2), keepdim=True).clamp_min(1e-3)
+    return (counts / counts.sum((1, 2), keepdim=True).clamp_min(1e-3)).to(moving.dtype)
 
 
 def entropy(shares: torch.Tensor) -> torch.Tensor:

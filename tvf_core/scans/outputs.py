@@ -181,7 +181,7 @@ def _write_images(outcome: Outcome, folder: Path, forward, backward) -> dict[str
         write_image(folder / name, values, like.grid, flat=like.flat, slab=like.slab)
         files[name] = text
     for role, scan in (("moving", scans.moving), ("fixed", scans.fixed)):
-        if scan.turned:
+        if scan.differs:
             name = f"{role}_turned.png"
             write_image(folder / name, scan.values, scan.grid)
             files[name] = (

@@ -2,12 +2,14 @@
 
 An affine map is a ``.mat`` (ANTs' ``0GenericAffine.mat``) or a text (``.txt``, ``.tfm``), a displacement
 field a NIfTI of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) with the vector intent (1007). In all of them the
-world is LPS; everything in this package is RAS. A field is not inverted on reading: ITK and ANTs refuse that
+world is LPS; everything in this package is RAS. A field lies where an
+image with its header lies. A field is not inverted on reading: ITK and ANTs refuse that
 too, and the inverse has a file of its own (``1InverseWarp.nii.gz``).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import re
 import struct
@@ -19,7 +21,9 @@ import numpy as np
 from ..paths import write_then_rename
 from .flows import read_flow
 from .grids import Grid, check_matrix
+from .headers import parse, place
 from .maps import Linear, Map, Warp
+from .voxels import opened, read_voxels
 
 VECTOR = 1007  # NIfTI's intent code of a field of vectors; with 1006, ITK 5.4 takes the world for RAS
 AFFINE_FILES, FIELD_FILES = (".mat", ".txt", ".tfm"), (".nii", ".nii.gz")
@@ -104,51 +108,33 @@ def write_warp(path: Path, displacement: np.ndarray, grid: Grid) -> None:
 
 
 def read_field(path: Path) -> Warp:
-    """Read a displacement field of ITK or ANTs; ValueError in one line if the file is none."""
-    wrong = f"{path}: not a displacement field"
-    try:
-        image = nib.load(path)
-    except Exception:  # nibabel raises many kinds of errors for files that it cannot read
-        raise ValueError(f"{wrong}: not a NIfTI file") from None
-    if not isinstance(image, nib.Nifti1Image):
-        raise ValueError(f"{wrong}: a {type(image).__name__}, expected NIfTI")
-    shape, header = image.shape, image.header
-    dim = shape[-1] if len(shape) == 5 else 0
-    if dim not in (2, 3) or shape[3] != 1 or (dim == 2 and shape[2] != 1):
-        raise ValueError(f"{wrong}: its shape is {shape}, expected (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2)")
-    if (intent := int(header["intent_code"])) != VECTOR:
-        raise ValueError(f"{wrong}: its intent code is {intent}, expected {VECTOR} (vector)")
-    if header.get_data_dtype().kind != "f":
-        raise ValueError(f"{wrong}: it holds {header.get_data_dtype()}, expected floating-point numbers")
-    need, have = np.prod([float(s) for s in shape]) * header.get_data_dtype().itemsize, path.stat().st_size
-    if need > have * (1100 if path.name.lower().endswith(".gz") else 1):  # gzip packs by 1032 at most
-        raise ValueError(f"{path}: the file is cut short (damaged download?)")
-    try:
-        field = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:dim], dim)
-    except Exception:
-        raise ValueError(f"{path}: the file is cut short (damaged download?)") from None
-    keep = [*range(dim), 3]
-    try:
-        grid = Grid(shape[:dim], itk_affine(header)[np.ix_(keep, keep)])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    np.nan_to_num(field, copy=False, nan=0, posinf=0, neginf=0)  # as ITK reads them
-    field *= lps(dim).astype(np.float32)
-    return Warp(field, grid)
+    """Read a displacement field of ITK or ANTs, which lies where ITK places it.
 
-
-def itk_affine(header) -> np.ndarray:
-    """Affine (4, 4), RAS, that ITK takes from a NIfTI header with both, one or no position.
-
-    That is the sform if its code is 1 (scanner) or there is no qform, else the qform; without either, the
-    first voxel is at 0 and the axes are those of LPS.
+    Raises
+    ------
+    OSError, ValueError : the file is none, or is damaged; one line.
     """
-    qform, sform = int(header["qform_code"]), int(header["sform_code"])
-    if sform == 1 or (sform > 0 and qform == 0):
-        return header.get_sform()
-    if qform > 0:
-        return header.get_qform()
-    return np.diag([*(header["pixdim"][1:4] * [-1, -1, 1]), 1.0])
+    path, where = Path(path), str(path)
+    wrong = f"{where}: not a displacement field"
+    with opened(path) as (file, start, size):
+        header = parse(start, where, vectors=True)
+        if header is None:
+            raise ValueError(f"{wrong}: not a NIfTI file")
+        shape = header.sizes
+        dim = shape[-1] if len(shape) == 5 else 0
+        if dim not in (2, 3) or shape[3] != 1 or (dim == 2 and shape[2] != 1):
+            raise ValueError(f"{wrong}: its shape is {shape}, expected (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2)")
+        if (intent := int(header.record["intent_code"])) != VECTOR:
+            raise ValueError(f"{wrong}: its intent code is {intent}, expected {VECTOR} (vector)")
+        if header.type.kind != "f":
+            raise ValueError(f"{wrong}: it holds {header.type.name}, expected floating-point numbers")
+        header = dataclasses.replace(header, sizes=shape[:dim])
+        affine, _ = place(header, where)
+        field = [read_voxels(file, size, header, axis, where)[0] for axis in range(dim)]
+    try:  # what is not finite is 0 by now, as ITK reads it
+        return Warp(np.stack(field, -1) * lps(dim).astype(np.float32), Grid(shape[:dim], affine))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def lps(dim: int) -> np.ndarray:
