@@ -378,7 +378,7 @@ def test_exif_orientation(orientation, name, tmp_path):
     )
     scan = read_image(tmp_path / name)
     np.testing.assert_allclose(scan.values, upright.T, atol=4 * name.endswith("jpg"))
-    assert scan.turned and "EXIF" in scan.notes[0]
+    assert scan.differs and "EXIF" in scan.notes[0]
 
 
 def test_labels_in_pictures(tmp_path):

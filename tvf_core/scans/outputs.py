@@ -15,16 +15,15 @@ import nibabel
 import numpy as np
 import torch
 
-from .. import __version__, metrics
+from .. import __version__
 from ..fields import jacobian_determinant, warp
-from ..losses import lncc
 from ..paths import must_be_writable, sha256, write_json
 from . import report
 from .applying import apply_image
 from .flows import Flow, write_flow
 from .images import Scan
-from .maps import Linear, map_points
-from .mutual_information import bin_places, joint_histogram, normalised
+from .maps import map_points
+from .measures import measure
 from .points import write_points
 from .register import Outcome
 from .repeat import AFFINE, INVERSE_WARP, WARP, commands
@@ -32,18 +31,6 @@ from .transforms import write_affine, write_warp
 from .writing import write_image
 
 VELOCITY, REPORT, RECORD = "velocity.safetensors", "report.html", "run.json"
-
-
-def _mutual_information(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-    weights = torch.ones_like(moving.view(1, -1))
-    return normalised(joint_histogram(bin_places(fixed.flatten()), moving.view(1, -1), weights))
-
-
-# Name -> of two images (1, 1, *S) in [0, 1]; higher is more alike.
-SIMILARITIES = {
-    "Local NCC": lambda moving, fixed: -lncc(moving, fixed),
-    "Normalised mutual information": _mutual_information,
-}
 
 
 def check(out: Path, replace: bool = False) -> None:
@@ -182,11 +169,11 @@ def _write_images(outcome: Outcome, folder: Path, forward, backward) -> dict[str
         files[name] = text
     for role, scan in (("moving", scans.moving), ("fixed", scans.fixed)):
         if scan.differs:
-            name = f"{role}_turned.png"
+            name = _copy(role)
             write_image(folder / name, scan.values, scan.grid)
             files[name] = (
-                f"The {role} picture, turned as its EXIF tag says. The maps belong to this one: ITK and ANTs "
-                "do not read the tag."
+                f"The {role} picture as it was read. The maps belong to this copy: other programs turn or "
+                "place the original otherwise."
             )
     return files
 
@@ -238,44 +225,6 @@ def _write_points(outcome: Outcome, folder: Path, forward, backward) -> dict[str
     return files
 
 
-def measure(outcome: Outcome, forward, backward) -> dict:
-    """Numbers of a registration: folding, error of the inverse, similarity, Dice and errors of points.
-
-    Parameters
-    ----------
-    outcome : the registration.
-    forward, backward : its chains.
-
-    Returns
-    -------
-    ``folding`` by convention; ``inverse_error`` (mean, largest); ``similarity``, ``dice`` (per label) and
-    ``landmark_error`` (per point) as rows of name, before, after; lengths in mm, of pictures in pixels.
-    *Before* is as the files place the images, but for the similarity, which is measured on the working grid
-    after the affine map.
-    """
-    result = outcome.registration
-    u = result.displacement.cpu()
-    spacing = outcome.grid.spacing[0]
-    error = metrics.inverse_consistency_error(u, outcome.inverse.cpu()) * spacing
-    warped = warp(outcome.before, result.displacement)
-    numbers = {
-        "folding": report.folding_numbers(u),
-        "inverse_error": (float(error.mean()), float(error.max())),
-        "similarity": [
-            (name, float(of(outcome.before, outcome.fixed)), float(of(warped, outcome.fixed)))
-            for name, of in SIMILARITIES.items()
-        ],
-    }
-    scans = outcome.inputs
-    if scans.moving_labels and scans.fixed_labels:
-        numbers["dice"] = _dice(scans, forward)
-    if scans.moving_points and scans.fixed_points:
-        there, here = scans.moving_points.positions, scans.fixed_points.positions
-        errors = [np.linalg.norm(there - at, axis=1) for at in (here, map_points(forward, here))]
-        numbers["landmark_error"] = [(str(k + 1), *map(float, row)) for k, row in enumerate(zip(*errors))]
-    return numbers
-
-
 def summary(record: dict) -> list[str]:
     """What a user wants to know first of a registration, in a few lines; ``record`` is ``run.json``."""
     numbers, grid, unit = record["numbers"], record["working_grid"], record["unit"]
@@ -298,22 +247,6 @@ def summary(record: dict) -> list[str]:
         f"at most {largest:.2g}"
     )
     return [*lines, *(f"warning: {text}" for text in record["warnings"])]
-
-
-def _dice(scans, forward) -> list[tuple[str, float, float]]:
-    """Dice of each label on the fixed grid, as the files place the images and after the registration."""
-    moving, fixed = scans.moving_labels, scans.fixed_labels
-    names = sorted({*np.unique(moving.values).tolist(), *np.unique(fixed.values).tolist()} - {0})
-    tensor = [torch.from_numpy(fixed.values)[None, None]]
-    for chain in ([Linear(np.eye(scans.dim + 1))], forward):
-        tensor.append(torch.from_numpy(apply_image(moving, fixed.grid, chain, "nearest"))[None, None])
-    whole, before, after = tensor
-    there = set(np.unique(moving.values).tolist()) & set(np.unique(fixed.values).tolist())
-    scores = [metrics.dice(x, whole, whole, names) for x in (before, after)]
-    return [
-        (str(name), *(float(s[k]) if name in there else float("nan") for s in scores))
-        for k, name in enumerate(names)
-    ]
 
 
 def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict) -> report.ReportCase:
@@ -358,8 +291,12 @@ def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict
 
 
 def _readable(scan: Scan, role: str, out: Path) -> Path:
-    """File that other programs read as this package does: of a turned picture, its copy."""
-    return out / f"{role}_turned.png" if scan.turned else scan.path
+    """File that other programs read as this package does: of some pictures, the copy among the results."""
+    return out / _copy(role) if scan.differs else scan.path
+
+
+def _copy(role: str) -> str:
+    return f"{role}_as_read.png"
 
 
 def _plane(image: torch.Tensor) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,31 +10,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import checkpoints
-from ..checks import check_number, one_of
-from ..methods import METHODS, NetworkConfig
+from ..methods import NetworkConfig
 from ..model import Model
 from ..pairwise import refinement
 from ..registration import Registration
 from . import affine as linear
-from . import images, inputs, points
+from . import choices, images, inputs, points
 from .grids import Grid, resample, working_grid
 from .inputs import Inputs
 from .maps import Linear, Warp
-from .transforms import read_affine
-from .voxels import memory_at_hand
 
 SHARE = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 MULTIPLE = 8  # voxels along each axis of the working grid: it halves evenly three times
 # Axes of the working grid of pictures in the world: rows, then columns, as networks for pictures see them.
 PICTURE_AXES = np.array([[0.0, -1.0], [-1.0, 0.0]])
-PAIRWISE = "tvf-pairwise"  # the method where none is named and no weights are given
-LEAST = 8  # voxels that the working grid has along each axis
-# Memory of the methods beside the images and maps of the files, as measured.
-BYTES_PER_VOXEL = {PAIRWISE: 700, "lddmm": 700, "convexadam": 700, "network": 700}
-AFFINE = ("auto", "rigid", "none")
-# Spacing in mm of the images that the shipped networks were trained with, by the data set in their card.
-TRAINED_AT = {"anatomies": 2.5, "demo_brains": 3.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,29 +115,22 @@ def register(
     ------
     ValueError, OSError : in one line; all input is checked before the work starts.
     """
-    clock, device = _Clock(), _device(device)
-    model, method, title = _model(method, weights, refine)
-    if spacing is not None:
-        check_number(spacing, "spacing", 0, above=True)
-    given = None if affine in AFFINE else _given(affine)
+    clock, device = _Clock(), choices.device(device)
+    model, method, title = choices.model(method, weights, refine)
+    given = None if affine in choices.AFFINE else choices.given_affine(affine)
     scans = inputs.read(moving, fixed, **files)
-    if model is None and method != PAIRWISE:
+    if model is None and method != choices.PAIRWISE:
         model = Model(NetworkConfig(method, scans.dim))
     dims = {title: model and model.config.dim, affine: None if given is None else len(given) - 1}
     for what, dim in dims.items():
         if dim not in (None, scans.dim):
             raise ValueError(f"{what} is for {dim}D, and these images are {scans.dim}D")
-    spacing, trained = _spacing(spacing, weights)
-    notes, pair = [*scans.notes, *_outside(scans), *trained], []
-    for scan in (scans.moving, scans.fixed):
-        values, note = images.normalise(scan.values)
-        pair.append(torch.from_numpy(values)[None, None].to(device))
-        notes.append(f"{scan.path.name}: {note}")
-    mask = scans.fixed_mask
-    mask = None if mask is None else torch.from_numpy(mask)[None, None].float().to(device)
+    spacing, trained = choices.working_spacing(spacing, weights)
+    choices.check_size(scans, spacing, title, device)
+    pair, mask, notes = _tensors(scans, device)
+    notes = [*scans.notes, *_outside(scans), *trained, *notes]
     if mask is not None and model is not None and not refine:
-        notes.append(f"{title} has no use for the mask; it serves the affine registration, if there is one")
-    _check_size(scans, spacing, method, title, device)
+        notes.append(f"{title} has no use for the mask; it serves an affine registration only")
     clock("reading")
 
     matrix, report = given, None
@@ -175,6 +155,16 @@ def register(
     clock("registration")
     found = (scans, matrix, grid, target, before, result, inverse, report, method, title)
     return Outcome(*found, clock.seconds, tuple(notes))
+
+
+def _tensors(scans: Inputs, device):
+    """Both images with intensities in [0, 1], the mask or None, and notes on the intensities."""
+    pair, mask, notes = [], scans.fixed_mask, []
+    for scan in (scans.moving, scans.fixed):
+        values, note = images.normalise(scan.values)
+        pair.append(torch.from_numpy(values)[None, None].to(device))
+        notes.append(f"{scan.path.name}: {note}")
+    return pair, None if mask is None else torch.from_numpy(mask)[None, None].float().to(device), notes
 
 
 def _affine(kind: str, pair, scans: Inputs, mask, progress: bool) -> tuple[np.ndarray, linear.AffineReport]:
@@ -208,107 +198,11 @@ def _solve(model: Model | None, moving, fixed, mask, refine: int, title: str, pr
     return result
 
 
-def _model(method: str, weights: Path | None, refine: int) -> tuple[Model | None, str, str]:
-    """(model, or None for the pairwise method; name; title) of what is to register."""
-    check_number(refine, "refine", 0, whole=True)
-    if weights is not None:
-        if method:
-            raise ValueError(f"method {method}: the weights know their method; give one of the two")
-        model = checkpoints.load(weights)
-        name, title = model.config.method, model.title
-        if refine and METHODS[name].field != "time-varying velocity":
-            raise ValueError(f"refine: {title} predicts no time-varying velocity that could be refined")
-        if refine and model.config.integrator == "released":
-            raise ValueError(
-                "refine: the rules of the released code are no flow, so there is nothing to refine"
-            )
-        if refine:
-            name, title = f"{name}-refined", f"{title}, refined in {refine} iterations"
-        return model, name, title
-    if refine:
-        raise ValueError("refine: it starts from a network's velocity; give its --weights")
-    known = [name for name, entry in METHODS.items() if entry.per_pair]
-    one_of(
-        method or PAIRWISE, [PAIRWISE, *known], "method without a network (for a network, give its weights)"
-    )
-    method = method or PAIRWISE
-    return None, method, METHODS[method].title if method in METHODS else "TVF, pair by pair"
-
-
-def _spacing(spacing: float | None, weights: Path | None) -> tuple[float | None, list[str]]:
-    """Spacing of the working grid, and a note where the training of the weights decides or disagrees."""
-    trained = None
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # there may be another file there
-        card = json.loads(Path(weights or "").with_suffix(".json").read_text("utf-8"))
-        trained = TRAINED_AT.get(card["settings"]["data"])
-    if trained is None:
-        return spacing, []
-    if spacing is None:
-        return trained, [
-            f"{Path(weights).name} was trained on images of {trained:g} mm, and so has the working grid"
-        ]
-    note = (
-        f"{Path(weights).name} was trained on images of {trained:g} mm; the working grid has {spacing:g} mm"
-    )
-    return spacing, [note] * (spacing != trained)
-
-
 def _outside(scans: Inputs) -> list[str]:
     """A line for points that lie outside their image; ValueError where all do."""
     pairs = (("moving", scans.moving_points, scans.moving), ("fixed", scans.fixed_points, scans.fixed))
     lines = [points.outside(of, scan.grid, f"the {role} image") for role, of, scan in pairs if of is not None]
     return [line for line in lines if line]
-
-
-def _device(name: str) -> torch.device:
-    """The device of this name; ValueError if it is none, or not here."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(
-            f"device {name!r}: PyTorch has none of this name here; leave it out, or take cpu"
-        ) from None
-    return device
-
-
-def _check_size(scans: Inputs, spacing: float | None, method: str, title: str, device) -> None:
-    """Refuse a working grid of which nothing is left, or that does not fit into the memory, before any work.
-
-    The affine map is not known yet; the fixed image's field of view is the largest that the grid can have.
-    """
-    grid = scans.fixed.grid
-    corners = grid.corners()
-    extent = corners.max(0) - corners.min(0)
-    means = [abs(np.linalg.det(g.affine[:-1, :-1])) ** (1 / g.dim) for g in (grid, scans.moving.grid)]
-    spacing = spacing or max(means)
-    if spacing > extent.min() / LEAST:
-        raise ValueError(
-            f"spacing {spacing:g}: the fixed image would have fewer than {LEAST} voxels along an axis of "
-            f"{extent.min():.0f}; take --spacing {extent.min() / LEAST:.2g} or less"
-        )
-    voxels = float(np.prod(np.ceil(extent / spacing)))
-    needed, free = voxels * BYTES_PER_VOXEL.get(method, BYTES_PER_VOXEL["network"]), memory_at_hand()
-    if needed > free and device.type == "cpu":
-        fits = spacing * (needed / free) ** (1 / grid.dim)
-        raise ValueError(
-            f"{title} needs about {needed / 2**30:.0f} GB for a working grid of {voxels / 1e6:.1f} "
-            f"million voxels, and {free / 2**30:.0f} GB are free; take --spacing {fits + 0.05:.1f}"
-        )
-
-
-def _given(affine: str) -> np.ndarray:
-    """Matrix of an affine file."""
-    path = Path(affine)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"affine: expected one of {', '.join(AFFINE)} or a file, and there is no {affine}"
-        )
-    chain = read_affine(path)
-    matrix = np.eye(len(chain[0].matrix))
-    for one in chain:  # the first acts on a point first
-        matrix = one.matrix @ matrix
-    return matrix
 
 
 def _planned(dim: int, settings: dict) -> int:
