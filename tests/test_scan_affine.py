@@ -167,6 +167,19 @@ def test_hopeless_images_are_warned_of():
     assert np.allclose(found, start, atol=0.5) and any("stretches by 2.0" in w for w in report.warnings)
 
 
+def test_the_histogram_counts_beyond_the_whole_numbers_of_float32():
+    """One sample that weighs 2**24 stands for as many samples; 1000 more in its bin must count."""
+    places = bin_places(torch.cat([torch.zeros(1001), torch.ones(1000)]))
+    weights = torch.ones(1, 2001)
+    weights[0, 0] = 2**24
+    values = places[1].clone()[None]
+    found = joint_histogram(places, values, weights)
+    assert found.dtype == torch.float32
+    total = 2**24 + 2000
+    assert found[0, 0, 0].item() == pytest.approx((2**24 + 1000) / total, rel=1e-7)
+    assert found[0, -1, -1].item() == pytest.approx(1000 / total, rel=2e-6)
+
+
 @pytest.mark.parametrize("bins", [8, 32])
 def test_mutual_information_equals_that_of_numpy(bins):
     """Values on the middles of the bins: then the soft histogram is the hard one of numpy."""

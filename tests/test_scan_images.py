@@ -4,6 +4,7 @@ import itertools
 import struct
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 import ants
@@ -18,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from tvf_core.scans.grids import Grid
 from tvf_core.scans.images import check_pair, normalise, read_image, read_labels
+from tvf_core.scans.pictures import pixel_size
 from tvf_core.scans.writing import write_image
 
 RNG = np.random.default_rng(5)
@@ -379,6 +381,69 @@ def test_exif_orientation(orientation, name, tmp_path):
     scan = read_image(tmp_path / name)
     np.testing.assert_allclose(scan.values, upright.T, atol=4 * name.endswith("jpg"))
     assert scan.differs and "EXIF" in scan.notes[0]
+
+
+def _with_density(path, unit, across, down):
+    """A JPEG whose JFIF segment has this density."""
+    _picture(path, GREY)
+    content = bytearray(path.read_bytes())
+    at = content.find(b"JFIF\0") + 7
+    content[at : at + 5] = struct.pack(">BHH", unit, across, down)
+    path.write_bytes(content)
+    return path
+
+
+def _with_scale(path, unit, *numbers):
+    """A PNG with a chunk sCAL."""
+    _picture(path, GREY)
+    content, data = path.read_bytes(), b"sCAL" + bytes([unit]) + b"\0".join(numbers)
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    path.write_bytes(content[:33] + chunk + content[33:])  # after the header
+    return path
+
+
+def _pictures_with_pixels(folder):
+    exif = Image.Exif()
+    exif[0x011A] = exif[0x011B] = 300.0
+    exif[0x0128] = 2
+    Image.fromarray(GREY).save(path := folder / "exif.jpg", exif=exif)
+    yield path
+    content = path.read_bytes()
+    (folder / "no_jfif.jpg").write_bytes(content[:2] + content[20:])
+    yield folder / "no_jfif.jpg"
+    Image.fromarray(GREY).save(path := folder / "phys.png", dpi=(300, 150))
+    yield path
+    image = sitk.GetImageFromArray(GREY)
+    image.SetSpacing((0.7, 0.25))
+    sitk.WriteImage(image, folder / "itk.png")
+    yield folder / "itk.png"
+    densities = (300, 300), (300, 150), (1, 1), (10, 10), (0, 300), (300, 0), (72, 65535)
+    for unit, (across, down) in itertools.product((0, 1, 2, 3, 255), densities):
+        yield _with_density(folder / f"{unit}_{across}_{down}.jpg", unit, across, down)
+    numbers = b"0.5", b"1", b"1.0", b"5e-1", b".5", b"2.", b"0", b"-1", b"+2", b"x", b"1_0", b" 1", b"1e", b""
+    for unit, number in itertools.product((0, 1, 2, 3), numbers):
+        yield _with_scale(folder / f"{unit}_{number.hex()}.png", unit, number, b"1")
+    yield _with_scale(folder / "one.png", 1, b"0.5")
+    yield _with_scale(folder / "three.png", 1, b"0.5", b"1", b"1")
+
+
+def test_pixels_to_which_itk_gives_another_size(tmp_path):
+    """ITK's spacing of every file is the one that we find, and a copy of the picture fits our grid."""
+    differing = []
+    for path in _pictures_with_pixels(tmp_path):
+        theirs, scan = sitk.ReadImage(str(path)).GetSpacing(), read_image(path)
+        with Image.open(path) as image, open(path, "rb") as file:
+            np.testing.assert_allclose(pixel_size(file, image.info), theirs, rtol=1e-12, err_msg=path.name)
+        assert scan.grid.spacing == (1, 1)
+        assert scan.differs == (theirs != (1, 1)) == bool(scan.notes), path.name
+        differing.append(scan.differs)
+    assert 10 < sum(differing) < len(differing) - 10
+    assert any("ITK takes" in note and "copy" in note for note in read_image(tmp_path / "itk.png").notes)
+    scan = read_image(tmp_path / "1_300_150.jpg")
+    write_image(tmp_path / "copy.png", scan.values, scan.grid)
+    assert_where_itk_is(scan, tmp_path / "copy.png")
+    with pytest.raises(AssertionError):
+        assert_where_itk_is(scan, tmp_path / "1_300_150.jpg")
 
 
 def test_labels_in_pictures(tmp_path):

@@ -250,6 +250,78 @@ def test_what_is_not_finite_in_a_field_is_zero_as_in_itk(tmp_path):
     assert np.array_equal(-ours.displacement, theirs) and (ours.displacement[3, 4] == 0).all()
 
 
+def changed_field(path, dim, units="mm", pixdim=None, q=1, s=1, sform=None, slope=None):
+    """A field of ours with another header."""
+    grid = GRIDS["2D" if dim == 2 else "3D oblique"]
+    transforms.write_warp(path, smooth_field(grid), grid)
+    content = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]))
+    header["qform_code"], header["sform_code"] = q, s
+    header.set_xyzt_units(units)
+    for axis, row in enumerate([] if sform is None else sform[:3]):
+        header[f"srow_{'xyz'[axis]}"] = row
+    if pixdim is not None:
+        header["pixdim"][1:4] = pixdim
+    if slope is not None:
+        header["scl_slope"], header["scl_inter"] = slope
+    path.write_bytes(header.binaryblock + bytes(content[348:]))
+    return path
+
+
+MOVED = oblique((1, -1, 1)) + affines.from_matvec(np.zeros((3, 3)), [5, 0, -3]) - np.diag([0, 0, 0, 1])
+SHEARED = oblique() @ affines.from_matvec([[1, 0.2, 0], [0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"units": "meter"},
+        {"units": "micron"},
+        {"units": "unknown"},
+        {"pixdim": (0.5, 1.7, 1.1)},
+        {"sform": SHEARED},  # ITK then takes the qform
+        {"sform": MOVED, "s": 2},
+        {"sform": MOVED, "s": 1},
+        {"q": 0},
+        {"s": 0},
+        {"q": 0, "s": 0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_field_lies_where_itk_places_it(tmp_path, dim, options):
+    if dim == 2 and "sform" in options:
+        pytest.skip("a 3D position")
+    path = changed_field(tmp_path / "1Warp.nii", dim, **options)
+    (ours,) = transforms.read(path)
+    image = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
+    assert image.GetDimension() == dim and image.GetSize() == ours.grid.shape
+    scale = max(1.0, np.abs(ours.grid.corners()).max())
+    for index in np.ndindex(*[2] * dim):
+        index = [int(i) for i in np.multiply(index, np.subtract(ours.grid.shape, 1))]
+        theirs = flip(np.array(image.TransformIndexToPhysicalPoint(index)))
+        assert np.abs(theirs - ours.grid.world(index)).max() < 1e-5 * scale
+    theirs = flip(sitk.GetArrayFromImage(image).swapaxes(0, dim - 1))
+    assert np.abs(theirs - ours.displacement).max() < 1e-5
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_slope_and_intercept_of_a_field(tmp_path, dim):
+    """As nibabel applies them; ITK 5.4 applies them to the first voxels of a field only."""
+    path = changed_field(tmp_path / "1Warp.nii", dim, slope=(2, 0.5))
+    (ours,) = transforms.read(path)
+    wanted = nib.load(path).get_fdata().reshape(*ours.grid.shape, dim)
+    assert np.abs(flip(wanted) - ours.displacement).max() < 1e-5
+
+
+def test_a_field_without_right_angles_is_refused(tmp_path):
+    path = changed_field(tmp_path / "a.nii", 3, q=0, sform=SHEARED)
+    one_line(lambda: transforms.read(path), "right angles")
+    path = changed_field(tmp_path / "b.nii", 3, pixdim=(0, 1, 1))
+    one_line(lambda: transforms.read(path), "voxel size is 0")
+
+
 # The file of a velocity
 
 
