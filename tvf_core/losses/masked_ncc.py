@@ -20,8 +20,8 @@ class MaskedNCC:
     ----------
     fixed : (1, 1, *S) intensities in [0, 1], which every call compares with.
     mask : (1, 1, *S), above 0 where a voxel counts; None: everywhere.
-    window, eps : as for :func:`tvf_core.losses.lncc`, with which this agrees where no window meets the edge of
-        the image or of the mask.
+    window, eps : as for :func:`tvf_core.losses.lncc`, with which this agrees where no window meets the edge
+        of the image or of the mask.
 
     Notes
     -----
