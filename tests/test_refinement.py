@@ -1,4 +1,4 @@
-"""Refinement of v_t: known maps, starts that are kept, masks, early ends, and the objective itself."""
+"""Refinement of v_t: maps that are known, starts that are kept, masks, early ends, and the objective."""
 
 import itertools
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import lively
+from scipy import linalg
 
 from tvf_core import fields, integrate, losses, metrics
 from tvf_core.losses.masked_ncc import MaskedNCC
@@ -120,7 +121,7 @@ def test_a_start_is_never_made_worse(shape, similarity, scale, smooth_image, smo
         )
         assert now <= was + 1e-6
         if iterations == 6:
-            assert now < was - 1e-3
+            assert now < was
             again, _ = refinement.refine(moving, fixed, result.velocity, scales=(scale,), **settings)
             after = literal_objective(again, fixed, everywhere(fixed), similarity, 0.05, 3)
             assert after <= now + 1e-6
@@ -128,8 +129,7 @@ def test_a_start_is_never_made_worse(shape, similarity, scale, smooth_image, smo
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_network_gives_the_start_and_keeps_its_weights(dim, smooth_image):
-    size = dict(embed=12, depths=[1, 1], heads=[1, 2], window=[4] * dim)
-    model = lively(Model(NetworkConfig("tm-tvf", dim, size=size, time_steps=3)))
+    model = lively(Model(NetworkConfig("tm-tvf", dim, size="tiny", time_steps=3)))
     weights = {name: value.clone() for name, value in model.network.state_dict().items()}
     shape = (32, 28, 30)[:dim]
     moving, fixed = smooth_image(shape, seed=0), smooth_image(shape, seed=1)
@@ -192,9 +192,9 @@ def test_it_stops_where_there_is_nothing_to_gain(shape, similarity, smooth_image
     result, history = refinement.refine(image, image, progress=rows.append, **settings)
     assert not result.displacement.any() and not result.velocity.any()
     assert torch.allclose(result.warped, image, atol=1e-5)
-    assert rows == history and len(history) <= 3 * 5
+    assert rows == history and len(history) <= 4 * 5
     loose = refinement.refine(image, smooth_image(shape, seed=1), tolerance=10.0, **settings)
-    assert len(loose[1]) <= 3 * 5 and not loose[0].velocity.any()
+    assert len(loose[1]) <= 4 * 5 and not loose[0].velocity.any()
 
 
 @pytest.mark.parametrize("shape", [(9, 8), (10, 7), (6, 7, 6)], ids=str)
@@ -224,17 +224,17 @@ def test_the_gradient_is_that_of_finite_differences(shape, similarity, scale, sm
     assert (v.grad * step).sum().item() == pytest.approx(slope, rel=1e-4)
 
 
-def test_the_smoothing_is_a_gaussian_with_mirrored_borders():
-    from scipy import ndimage
-
-    w = torch.randn(1, 2, 3, 30, 33, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = refinement.smooth(w, [refinement.gaussian(n, 2.0, w) for n in w.shape[3:]])
-    wanted = ndimage.gaussian_filter(w.numpy(), [0, 0, 0, 2, 2, 2], mode="reflect", truncate=8)
-    assert np.abs(found.numpy() - wanted).max() < 0.02 * np.abs(wanted).max()
-    constant = torch.ones_like(w)
-    kernels = [refinement.gaussian(n, 2.0, w) for n in w.shape[3:]]
-    assert torch.allclose(refinement.smooth(constant, kernels), constant)
-    assert all(torch.allclose(k, k.T) for k in kernels)
+def test_the_smoothing_is_diffusion_with_mirrored_borders():
+    w = torch.randn(1, 2, 3, 9, 12, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = w.numpy()
+    for axis, size in enumerate(w.shape[3:], start=3):
+        steps = np.diff(np.eye(size), axis=0)
+        diffused = linalg.expm(-(1.3**2) / 2 * steps.T @ steps)
+        wanted = np.moveaxis(np.tensordot(diffused, wanted, (1, axis)), 0, axis)
+    kernels = [refinement.gaussian(n, 1.3, w) for n in w.shape[3:]]
+    assert np.allclose(refinement.smooth(w, kernels).numpy(), wanted)
+    wide = refinement.gaussian(101, 2.0, w)[50]  # far from the borders its spread is that of a Gaussian
+    assert ((torch.arange(101) - 50) ** 2 * wide).sum().item() == pytest.approx(4.0)
 
 
 def test_images_of_every_small_size_are_refined(smooth_image):

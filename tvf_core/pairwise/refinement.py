@@ -20,21 +20,29 @@ from ..losses.regularisers import diffusion
 from ..registration import Registration
 from .lddmm import pyramid
 
-DEFAULTS = {
-    dim: dict(
-        steps=8,
-        iterations=(20, 20, 40),
-        scales=(8, 4, 2),
-        similarity="lncc",
-        weight=1.0,
-        window=5,
-        smoothness=1.0,
-        integrator="heun",
-        patience=5,
-        tolerance=1e-3,
-    )
-    for dim in (2, 3)
-}
+# Chosen on validation pairs alone: 3D on the anatomies at 2.5 mm (2 pairs, Dice of 31 structures), 2D on the
+# faces of two persons at 128 x 128 (12 pairs of london_people, SSIM and error of landmarks). Tried there:
+# weight: 1 keeps the non-diffeomorphic volume below 0.0001 %. 0.3 makes folds; 3 loses Dice (0.703 instead of
+#   0.717 with the other settings of then) and SSIM.
+# window: in 3D, 5 voxels give 0.002 to 0.003 more Dice than 3 or 7. In 2D, 5 pixels lower the SSIM that the
+#   network had, and 9 raise it (0.784 to 0.820) with less error of landmarks as well (2.66 to 2.43 pixels).
+# smoothness: with 0.7 LBFGS is after 65 evaluations where it is after 90 with 1; 1.5 is too smooth to fit.
+# shared: the flow of 2 fields takes a quarter of the time of 8, and the Dice is no lower.
+# integrator: rk4 gives the same Dice as heun in more time; euler doubles the error of the inverse.
+_COMMON = dict(
+    steps=8,
+    scales=(8, 4, 2),
+    iterations=30,
+    shared=4,
+    finish=10,
+    similarity="lncc",
+    weight=1.0,
+    smoothness=0.7,
+    integrator="heun",
+    patience=5,
+    tolerance=1e-3,
+)
+DEFAULTS = {2: _COMMON | {"window": 9}, 3: _COMMON | {"window": 5}}
 SIMILARITIES = ("lncc", "mse")
 
 
@@ -47,7 +55,7 @@ def check(settings: dict, dim: int) -> None:
     """Raise a ValueError for an unknown name among ``settings``, or a value that it cannot have."""
     for name, value in settings.items():
         one_of(name, DEFAULTS[dim], "setting of the refinement")
-        if name in ("steps", "patience", "window"):
+        if name in ("steps", "shared", "finish", "patience", "window"):
             check_number(value, f"refinement: {name}", 3 if name == "window" else 1, whole=True)
         elif name in ("weight", "tolerance", "smoothness"):
             check_number(value, f"refinement: {name}", 0)
@@ -76,6 +84,9 @@ def refine(
     ----------
     moving, fixed : (B, 1, *S) float in [0, 1], any size. A batch gives what its pairs give alone.
     velocity : (B, T, D, *S') where to start, such as a network's, on the grid of the last scale; None: zero.
+        The start is this velocity, its mean over time, or one of these two smoothed: the one that has the
+        lowest objective. (A network's fields cancel each other over time, at no cost to it: on the
+        anatomies, the mean of TM-TVF's has the same Dice and a tenth of the energy.)
     mask : (B, 1, *S) or (1, 1, *S), of the fixed image: only voxels where it is above 0 count in the
         mismatch. The energy is that of the whole velocity.
     progress : called with every row of the history as it comes.
@@ -88,13 +99,18 @@ def refine(
         images halved until they are one level finer than that grid. ``iterations``: of LBFGS at most,
         one number or one per scale.
 
+        ``shared``: so many consecutive v_t move as one (or the largest number that divides both it and T),
+        and the flow passes each such group in a single step; ``finish``: iterations of LBFGS at most that end
+        the last scale, in which each v_t moves by itself.
+
         ``similarity``: the mismatch, a mean over the voxels of the image. ``lncc`` is minus the squared
         local correlation in windows of ``window`` voxels (:class:`tvf_core.losses.masked_ncc.MaskedNCC`),
         at every scale; ``mse`` is the squared difference.
 
         ``weight``: of the energy, the integral over t of :func:`tvf_core.losses.diffusion` of v_t.
 
-        ``smoothness``: standard deviation of the Gaussian that smooths w, in voxels of the velocity's grid.
+        ``smoothness``: standard deviation of the Gaussian that smooths w, in voxels of the velocity's grid
+        (:func:`gaussian`).
 
         ``integrator``: see :func:`tvf_core.integrate.flow`.
 
@@ -178,33 +194,49 @@ class _Refinement:
 
     def __init__(self, moving, fixed, mask, start, settings, tell):
         self.settings, self.tell = settings, tell
-        self.grids = pyramid(settings["scales"], settings["iterations"])
-        self.levels = [(moving, fixed, mask)]
-        for _ in range(self.grids[0][0]):
+        grids, self.levels = pyramid(settings["scales"], settings["iterations"]), [(moving, fixed, mask)]
+        for _ in range(grids[0][0]):
             self.levels.append(_halve(*self.levels[-1]))
-        self.dim = moving.dim() - 2
-        last = self.levels[self.grids[-1][0]][0]
-        if start is None:
-            start = moving.new_zeros(1, settings["steps"], self.dim, *last.shape[2:])
-        self.start = start
+        last = self.levels[grids[-1][0]][0]
+        zero = moving.new_zeros(1, settings["steps"], moving.dim() - 2, *last.shape[2:])
+        self.given = zero if start is None else start
+        self.start = zero if start is None else self.least_costly(start)
+
+    def least_costly(self, velocity):
+        """The velocity, its mean over time, or one of the two smoothed: what has the lowest objective."""
+        mean = velocity.mean(1, keepdim=True).expand_as(velocity)
+        kernels = [gaussian(n, self.settings["smoothness"], velocity) for n in velocity.shape[3:]]
+        moving, fixed, mask = self.levels[0]
+        mismatch = self.mismatch(fixed, mask)
+        with torch.no_grad():
+            return min(
+                (velocity, mean, smooth(velocity, kernels), smooth(mean, kernels)),
+                key=lambda v: sum(self.objective(v, moving, mismatch).values()).item(),
+            )
+
+    def stages(self):
+        """(level, scale, iterations, how many v_t move as one) of every run of LBFGS, one after the other."""
+        shared = math.gcd(self.settings["shared"], self.start.shape[1])
+        found = [(*grid, shared) for grid in pyramid(self.settings["scales"], self.settings["iterations"])]
+        level, scale, _, _ = found[-1]
+        return found if shared == 1 else [*found, (level, scale, self.settings["finish"], 1)]
 
     def result(self):
-        """(displacement, warped image, velocity), refined, or those of the start if these are better."""
-        before, change = self.grids[0][0], None
-        for level, scale, count in self.grids:
-            base = self.start
-            for _ in range(level - self.grids[-1][0]):
-                base = fields.halve(base.flatten(0, 1)).unflatten(0, base.shape[:2]) / 2
+        """(displacement, warped image, velocity), refined; those of the start where these are better."""
+        stages, change = self.stages(), None
+        before, last = stages[0][0], stages[-1][0]
+        for level, scale, count, shared in stages:
+            base = halved(self.start, level - last)
             for finer in range(before - 1, level - 1, -1):
-                shape = self.levels[finer][0].shape[2:]
-                change = fields.double(change.flatten(0, 1), shape).unflatten(0, change.shape[:2])
+                change = over_time(fields.double, change, self.levels[finer][0].shape[2:])
             change = torch.zeros_like(base) if change is None else change
-            change = change + self.minimise(base + change, level, scale, count)
-            before = level
+            groups = (base + change).unflatten(1, (-1, shared)).mean(2)
+            found = self.minimise(groups, level, scale, count)
+            change, before = change + found.repeat_interleave(shared, 1), level
         moving, fixed, mask = self.levels[0]
         mismatch, outcomes = self.mismatch(fixed, mask), []
         with torch.no_grad():
-            for v in [self.start + change, self.start] if change.any() else [self.start]:
+            for v in (self.start + change, self.given):
                 u = flow(v, self.settings["integrator"], shape=moving.shape[2:])
                 warped = fields.warp(moving, u)
                 outcomes.append((mismatch(warped) + self.energy(v), (u, warped, v)))
@@ -247,7 +279,9 @@ class _Refinement:
             terms = self.objective(base + smooth(w, kernels), moving, mismatch)
             total = sum(terms.values())
             value = total.item()
-            self.tell({"scale": scale} | {name: term.item() for name, term in terms.items()})
+            self.tell(
+                {"scale": scale, "steps": base.shape[1]} | {name: term.item() for name, term in terms.items()}
+            )
             if not math.isfinite(value):
                 raise FloatingPointError(f"refinement: not finite at scale {scale}; try a larger weight")
             if not least:
@@ -269,6 +303,18 @@ class _Refinement:
         return smooth(best, kernels)
 
 
+def over_time(function, velocity, *args):
+    """Apply a function of fields (B, D, *S) to the fields of a velocity (B, T, D, *S)."""
+    return function(velocity.flatten(0, 1), *args).unflatten(0, velocity.shape[:2])
+
+
+def halved(velocity, times):
+    """A velocity on a grid halved so many times, in voxels of that grid."""
+    for _ in range(times):
+        velocity = over_time(fields.halve, velocity) / 2
+    return velocity
+
+
 def _halve(moving, fixed, mask):
     """Images and mask of the next coarser level; a fixed voxel is the mean of its voxels inside the mask."""
     if mask is None:
@@ -279,7 +325,10 @@ def _halve(moving, fixed, mask):
 
 
 def gaussian(size: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
-    """Matrix (size, size) that smooths along an axis with mirrored borders; symmetric, keeps constants."""
+    """Matrix (size, size) that smooths along an axis with mirrored borders; symmetric, keeps constants.
+
+    It is the Gaussian of a grid: diffusion by the three-point Laplacian for a time of ``sigma^2 / 2``.
+    """
     k = torch.arange(size, dtype=torch.float64)
     basis = (math.pi / size * k[:, None] * (k + 0.5)).cos() * (2 / size) ** 0.5
     basis[0] *= 0.5**0.5
