@@ -210,7 +210,7 @@ def _planned(dim: int, settings: dict) -> int:
     settings = refinement.DEFAULTS[dim] | settings
     counts = settings["iterations"]
     counts = [counts] * len(settings["scales"]) if isinstance(counts, int) else counts
-    return round(1.25 * sum(counts))  # a line search takes more than one evaluation at times
+    return round(1.25 * (sum(counts) + settings["finish"]))  # a line search takes more than one at times
 
 
 class _Clock:
