@@ -10,6 +10,7 @@ import torch
 
 from tvf_core import bench, commands
 from tvf_core.bench import measure, operations
+from tvf_core.scans import affine_trial
 from tvf_core.training import profiles
 
 # In these sizes no level has 2 planes, where bf16 fails.
@@ -181,7 +182,12 @@ def test_all_benchmarks_of_older_code_are_renewed_and_the_others_kept(tmp_path, 
         result["card"]["code"] = bench.CODE if name == "fresh" else "of older code"
         result["card"]["settings"]["device"] = "cuda" if name == "gpu" else "cpu"
         file.write_text(json.dumps(result))
+    trials = []
+    monkeypatch.setattr(affine_trial, "OUT", tmp_path / "affine.json")
+    monkeypatch.setattr(affine_trial, "main", trials.append)
+    affine_trial.OUT.write_text('{"card": {"code": "of older code"}}')
     commands.shipped.bench_all()
+    assert trials == [[]]
     printed = capsys.readouterr()
     assert "kept: fresh.json" in printed.out and "measuring old.json again" in printed.out
     assert "left out: gpu.json" in printed.err

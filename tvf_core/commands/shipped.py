@@ -116,8 +116,20 @@ def evaluate_all() -> None:
 
 @app.command(name="bench-all")
 def bench_all() -> None:
-    """Measure again, with its card's settings, every file in book/results/bench that older code has made."""
-    from .. import bench  # no other command here needs it
+    """Measure again, with its card's settings, every file in book/results/bench that older code has made.
+
+    So is the trial of the affine registration (book/results/scans/affine.json), if its data are here.
+    """
+    from .. import bench  # no other command here needs these
+    from ..scans import affine_trial
+
+    if json.loads(affine_trial.OUT.read_text("utf-8"))["card"]["code"] == affine_trial.CODE:
+        print(f"kept: {affine_trial.OUT.name}")
+    else:
+        try:
+            affine_trial.main([])
+        except FileNotFoundError as error:
+            print(f"left out: {error}", file=sys.stderr)
 
     for file in sorted((RESULTS / "bench").glob("*.json")):
         card = json.loads(file.read_text("utf-8"))["card"]
