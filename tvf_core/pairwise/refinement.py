@@ -120,8 +120,7 @@ def refine(
 
     Returns
     -------
-    registration : Registration, its velocity on the grid of the last scale. The objective of its map is never
-        above that of the start.
+    registration : its velocity is on the grid of the last scale, its objective never above that of the start.
     history : per evaluation a dict: pair, scale, the mismatch (as lncc or mse), and the weighted energy.
 
     Raises

@@ -94,8 +94,7 @@ def register(
 
     Returns
     -------
-    matrix : (D+1, D+1) float64, fixed world to moving world; its determinant is positive if no ``start`` with
-        another sign was given.
+    matrix : (D+1, D+1) float64, fixed world to moving world; it mirrors only if ``start`` does.
     report : see :class:`AffineReport`; it warns of a result that should not be trusted unseen.
 
     Raises
