@@ -127,6 +127,61 @@ def test_a_start_is_never_made_worse(shape, similarity, scale, smooth_image, smo
             assert after <= now + 1e-6
 
 
+@pytest.mark.parametrize("shape", [(22, 19), (11, 10, 9)], ids=str)
+def test_the_start_comes_back_where_the_coarse_scales_misled(shape, smooth_image, monkeypatch):
+    moving, fixed = smooth_image(shape, seed=0), smooth_image(shape, seed=1)
+    start = torch.zeros(1, 2, len(shape), *[-(-s // 2) for s in shape])
+    start[:, 0] = 0.1
+    wrong = lambda self, base, *_: 50 * torch.rand_like(base)  # noqa: E731
+    monkeypatch.setattr(refinement._Refinement, "minimise", wrong)
+    assert torch.equal(refinement.refine(moving, fixed, start, weight=1.0)[0].velocity, start)
+    assert not refinement.refine(moving, fixed, weight=1.0)[0].displacement.any()
+
+
+@pytest.mark.parametrize("shape", [(22, 19), (11, 10, 9)], ids=str)
+@pytest.mark.parametrize("similarity", ["lncc", "mse"])
+def test_the_best_evaluation_is_kept_and_is_what_the_history_says(
+    shape, similarity, smooth_image, smooth_velocity
+):
+    """It ends at the first evaluation that is no better than the one before, so the last is not the best."""
+    moving, fixed, _ = known_pair(shape, smooth_image, smooth_velocity, amplitude=1.5)
+    settings = dict(similarity=similarity, weight=0.05, window=3, shared=1, scales=(1,), patience=1)
+    result, history = refinement.refine(moving, fixed, **settings, iterations=60, tolerance=0)
+    values = [row[similarity] + row["energy"] for row in history]
+    found = literal_objective(result, fixed, everywhere(fixed), similarity, 0.05, 3)
+    assert min(values) < values[-1] and len(values) > 3
+    assert found == pytest.approx(min(values), rel=1e-5, abs=1e-8)
+    assert abs(found - values[-1]) > abs(found - min(values))
+
+
+@pytest.mark.parametrize("shape", [(24, 21), (14, 13, 15)], ids=str)
+def test_fields_that_share_a_velocity_are_neighbours_in_time(shape, monkeypatch):
+    """Of six fields, the first three move as one, then the others; at the end, each by itself."""
+    runs = []
+
+    def minimise(self, base, level, scale, iterations):
+        runs.append((base.shape[1], scale, iterations))
+        steps = torch.arange(1.0, base.shape[1] + 1).view(1, -1, *[1] * (base.dim() - 2))
+        return (10.0 if len(runs) == 1 else 1.0) * steps.expand_as(base)
+
+    monkeypatch.setattr(refinement._Refinement, "minimise", minimise)
+    image = torch.zeros(1, 1, *shape)  # every velocity is as good as another
+    settings = dict(steps=6, shared=9, scales=(2,), iterations=7, finish=5, weight=0.0)
+    velocity = refinement.refine(image, image, **settings)[0].velocity
+    assert runs == [(2, 2, 7), (6, 2, 5)]
+    wanted = torch.tensor([10, 10, 10, 20, 20, 20]) + torch.arange(1, 7)
+    assert torch.equal(velocity.flatten(2).amax(2)[0], wanted.float())
+    assert torch.equal(velocity.flatten(2).amin(2)[0], wanted.float())
+
+
+@pytest.mark.parametrize("shape", [(32, 28), (20, 24, 16)], ids=str)
+def test_a_halved_velocity_has_the_halved_map(shape, smooth_velocity):
+    v = smooth_velocity(shape, amplitude=3.0)
+    coarse = refinement.halved(v, 1)
+    found, wanted = fields.double(integrate.flow(coarse), shape), integrate.flow(v)
+    assert wanted.abs().max() > 1 and (found - wanted).norm(dim=1).mean() < 0.25 * wanted.norm(dim=1).mean()
+
+
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_network_gives_the_start_and_keeps_its_weights(dim, smooth_image):
     model = lively(Model(NetworkConfig("tm-tvf", dim, size="tiny", time_steps=3)))

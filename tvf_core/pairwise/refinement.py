@@ -86,7 +86,7 @@ def refine(
     velocity : (B, T, D, *S') where to start, such as a network's, on the grid of the last scale; None: zero.
         The start is this velocity, its mean over time, or one of these two smoothed: the one that has the
         lowest objective. (A network's fields cancel each other over time, at no cost to it: on the
-        anatomies, the mean of TM-TVF's has the same Dice and a tenth of the energy.)
+        anatomies, the mean of TM-TVF's has nearly the same Dice and a tenth of the energy.)
     mask : (B, 1, *S) or (1, 1, *S), of the fixed image: only voxels where it is above 0 count in the
         mismatch. The energy is that of the whole velocity.
     progress : called with every row of the history as it comes.
