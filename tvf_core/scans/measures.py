@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from .. import metrics
-from ..fields import warp
 from ..losses import lncc
 from . import report
 from .applying import apply_image
@@ -46,12 +45,11 @@ def measure(outcome: Outcome, forward, backward) -> dict:
     u = result.displacement.cpu()
     spacing = outcome.grid.spacing[0]
     error = metrics.inverse_consistency_error(u, outcome.inverse.cpu()) * spacing
-    warped = warp(outcome.before, result.displacement)
     numbers = {
         "folding": report.folding_numbers(u),
         "inverse_error": (float(error.mean()), float(error.max())),
         "similarity": [
-            (name, float(of(outcome.before, outcome.fixed)), float(of(warped, outcome.fixed)))
+            (name, float(of(outcome.before, outcome.fixed)), float(of(result.warped, outcome.fixed)))
             for name, of in SIMILARITIES.items()
         ],
     }
@@ -68,14 +66,14 @@ def measure(outcome: Outcome, forward, backward) -> dict:
 def _dice(scans, forward) -> list[tuple[str, float, float]]:
     """Dice of each label on the fixed grid, as the files place the images and after the registration."""
     moving, fixed = scans.moving_labels, scans.fixed_labels
-    names = sorted({*np.unique(moving.values).tolist(), *np.unique(fixed.values).tolist()} - {0})
-    tensor = [torch.from_numpy(fixed.values)[None, None]]
+    of_moving, of_fixed = (set(np.unique(labels.values).tolist()) for labels in (moving, fixed))
+    names = sorted((of_moving | of_fixed) - {0})
+    whole, scores = torch.from_numpy(fixed.values)[None, None], []
     for chain in ([Linear(np.eye(scans.dim + 1))], forward):
-        tensor.append(torch.from_numpy(apply_image(moving, fixed.grid, chain, "nearest"))[None, None])
-    whole, before, after = tensor
-    there = set(np.unique(moving.values).tolist()) & set(np.unique(fixed.values).tolist())
-    scores = [metrics.dice(x, whole, whole, names) for x in (before, after)]
+        carried = torch.from_numpy(apply_image(moving, fixed.grid, chain, "nearest"))[None, None]
+        scores.append(metrics.dice(carried, whole, whole, names))
+    in_both = of_moving & of_fixed  # only these have a score
     return [
-        (str(name), *(float(s[k]) if name in there else float("nan") for s in scores))
+        (str(name), *(float(s[k]) if name in in_both else float("nan") for s in scores))
         for k, name in enumerate(names)
     ]

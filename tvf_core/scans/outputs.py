@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..fields import jacobian_determinant, warp
+from ..fields import jacobian_determinant
 from ..paths import must_be_writable, sha256, write_json
 from . import report
 from .applying import apply_image
@@ -267,7 +267,7 @@ def _case(outcome: Outcome, out: Path, numbers: dict, seconds: dict, files: dict
         grid=outcome.grid,
         fixed_image=_plane(outcome.fixed),
         before=_plane(outcome.before),
-        warped=_plane(warp(outcome.before, result.displacement)),
+        warped=_plane(result.warped),
         displacement=u[0].numpy(),
         determinant=jacobian_determinant(u)[0].numpy(),
         folding=numbers["folding"],
